@@ -1,0 +1,201 @@
+"""The composition root: from settings to objects. The only file that knows every concrete class."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import assert_never
+
+import torch
+
+from wmtp.data import Example, Loader, TokenStore, load_examples, load_tokenizer, overlap, pad_id, tokenise
+from wmtp.data.tokenize import Tokenizer
+from wmtp.errors import DataError, UserError
+from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
+from wmtp.objectives import WeightedMTP
+from wmtp.ops.schedule import lr_factor
+from wmtp.protocols import TokenWeighting
+from wmtp.settings import Config, DataPart, Recipe, Settings
+from wmtp.stopping import LossEarlyStopping
+from wmtp.training.loop import Stage
+from wmtp.training.optim import make_optimizer
+from wmtp.training.step import Hardware
+from wmtp.weighting import Uniform
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe made into objects, ready to run.
+
+    Attributes:
+        stages: in the order in which they are trained.
+        model, tokenizer: what is saved at the end.
+        train, held_out: the data, for a summary.
+    """
+
+    stages: list[Stage]
+    model: MTPModel
+    tokenizer: Tokenizer
+    train: TokenStore
+    held_out: TokenStore
+
+
+def assemble(settings: Settings, say: Say) -> Job:
+    """Read data and model, and connect everything that `settings` ask for.
+
+    Raises:
+        UserError: data or model can't be had or don't fit the recipe.
+    """
+    recipe, config = settings.recipe, settings.config
+    weighting = make_weighting(recipe)
+    cache = cache_folder(config)
+    path = fetch_model(config.paths.models.base, cache)
+    tokenizer = load_tokenizer(tokenizer_location(path))
+    train, held_out = _data(settings, tokenizer, cache, say)
+    hardware = make_hardware(config)
+    say(f"loading {config.paths.models.base}")
+    model = load_model(
+        path,
+        horizon=recipe.model.horizon,
+        head=recipe.model.head,
+        detach_heads=recipe.model.detach_heads,
+        native_mtp=recipe.model.native_mtp,
+        seed=config.seed,
+    ).to(hardware.device)
+    if (recipe.data.train.pack_sequences or recipe.data.eval.pack_sequences) and not model.keeps_documents_apart():
+        raise UserError(
+            f"data.train.pack_sequences: true: {config.paths.models.base} can't keep packed documents apart (what stands "
+            "before a document changes what is computed for it); set pack_sequences: false for train and eval"
+        )
+    stage = _main_stage(settings, model, weighting, tokenizer, train, held_out, hardware)
+    return Job(stages=[stage], model=model, tokenizer=tokenizer, train=train, held_out=held_out)
+
+
+def make_weighting(recipe: Recipe) -> TokenWeighting:
+    """The weighting that `train.algo` names."""
+    match recipe.train.algo:
+        case "baseline-mtp":
+            return Uniform()
+        case "critic-wmtp" | "rho1-wmtp" | "diff-wmtp":
+            raise UserError(
+                f"train.algo: {recipe.train.algo}: not in this version, which trains baseline-mtp; the recipe is valid otherwise"
+            )
+        case _:
+            assert_never(recipe.train.algo)
+
+
+def make_hardware(config: Config) -> Hardware:
+    """Device and precision; `UserError` if this machine lacks what is asked for."""
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    asked = config.devices.compute_backend
+    kind = next(name for name, there in have.items() if there) if asked == "auto" else asked
+    if not have[kind]:
+        raise UserError(f"devices.compute_backend: {kind}: this machine has none that torch can use; set auto or cpu")
+    precision = config.devices.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return Hardware(torch.device(kind), dtype, config.devices.micro_batch_size)
+
+
+def cache_folder(config: Config) -> Path:
+    """Where tokenised data and downloaded models are kept."""
+    given = config.paths.cache or os.environ.get("WMTP_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "wmtp"
+
+
+def _main_stage(
+    settings: Settings,
+    model: MTPModel,
+    weighting: TokenWeighting,
+    tokenizer: Tokenizer,
+    train: TokenStore,
+    held_out: TokenStore,
+    hardware: Hardware,
+) -> Stage:
+    recipe, seed = settings.recipe, settings.config.seed
+    horizon, optim, limits = recipe.model.horizon, recipe.optim, recipe.train
+    model.train_trunk(limits.full_finetune)
+    optimizer = make_optimizer(model, optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
+    loader = _loader(train, recipe.data.train, tokenizer, seed)
+    by_epochs = loader.total_batches(limits.num_epochs)
+    total = by_epochs if limits.max_steps is None else min(by_epochs, limits.max_steps)
+    warmup = recipe.model.head_warmup_steps if limits.full_finetune else 0
+
+    def before_step(step: int) -> None:
+        if warmup:
+            model.train_trunk(step >= warmup)
+
+    return Stage(
+        name="train",
+        model=model,
+        objective=WeightedMTP(weighting, horizon, recipe.model.head_coefficients),
+        optimizer=optimizer,
+        lr_factor=partial(
+            lr_factor, total_steps=total, warmup_steps=math.ceil(optim.warmup_ratio * total), kind=optim.scheduler
+        ),
+        batches=loader,
+        total_steps=total,
+        limit="epochs_done" if total == by_epochs else "max_steps",
+        stopper=LossEarlyStopping(limits.early_stopping),
+        held_out=(
+            WeightedMTP(Uniform(), horizon),
+            _loader(held_out, recipe.data.eval, tokenizer, seed, shuffle=False).batches,
+        ),
+        eval_interval=limits.eval_interval,
+        hardware=hardware,
+        seed=seed,
+        grad_clip=optim.grad_clip,
+        before_step=before_step,
+        restore_best=limits.early_stopping.restore_best,
+    )
+
+
+def _loader(store: TokenStore, part: DataPart, tokenizer: Tokenizer, seed: int, *, shuffle: bool = True) -> Loader:
+    return Loader(
+        store,
+        batch_size=part.batch_size,
+        max_length=part.max_length,
+        pack=part.pack_sequences,
+        mask_prompt=part.mask_prompt,
+        pad_id=pad_id(tokenizer),
+        seed=seed,
+        shuffle=shuffle,
+    )
+
+
+def _data(settings: Settings, tokenizer: Tokenizer, cache: Path, say: Say) -> tuple[TokenStore, TokenStore]:
+    """Training and held-out documents, tokenised."""
+    data = settings.recipe.data
+    examples = {name: _examples(settings, name) for name in ("train", "eval")}
+    if shared := overlap(examples["train"], examples["eval"]):
+        say(f"warning: {shared} of {len(examples['eval'])} held-out documents are in the training data too")
+    stores: dict[str, TokenStore] = {}
+    for name, part in (("train", data.train), ("eval", data.eval)):
+        stores[name] = store = tokenise(examples[name], tokenizer, part.max_length, cache / "tokens")
+        counts = store.counts
+        notes = {"cut at max_length": counts.truncated, "cut into pieces": counts.split, "dropped": counts.dropped}
+        said = "".join(f", {number} {what}" for what, number in notes.items() if number)
+        say(f"data.{name}: {counts.documents} documents, {counts.tokens} tokens{said}")
+    return stores["train"], stores["eval"]
+
+
+def _examples(settings: Settings, name: str) -> list[Example]:
+    recipe, datasets = settings.recipe, settings.config.paths.datasets
+    part, split = (recipe.data.train, "train") if name == "train" else (recipe.data.eval, "validation")
+    examples: list[Example] = []
+    for source in part.sources:
+        location = getattr(datasets, source)
+        # HumanEval has a test split alone: as held-out data that is what is meant.
+        wanted = "test" if source == "humaneval" else split
+        where = location if isinstance(location, str) else location.model_dump(exclude_none=True)
+        examples += load_examples(source, where, wanted, key=f"paths.datasets.{source}")
+    if not examples:
+        raise DataError(f"data.{name}.sources: {', '.join(part.sources)}: no documents in there")
+    return examples

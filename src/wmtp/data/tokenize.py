@@ -1,0 +1,178 @@
+"""From examples to token ids, with any fast tokenizer that `transformers` loads.
+
+A document is  [what the tokenizer puts before every text, e.g. bos]  prompt  response  eos.  Prompt and
+response are tokenised apart, so that the boundary between them is exact and the prompt has the very tokens that
+it has when given alone to generate from. A tokenizer that puts a space before each text (Llama 2's) would put
+one into the middle; there the response is tokenised behind a newline, whose tokens are taken off again. Names of
+special tokens in a text become those tokens, as always in `transformers`, so that chat markers in a prompt work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from wmtp.data.cache import TokenCounts, TokenStore, open_or_build
+from wmtp.data.sources import Example
+from wmtp.errors import DataError, ModelError
+
+Tokenizer: TypeAlias = PreTrainedTokenizerFast
+
+FORMAT = 1
+"""Part of the cache's key: add one when the same examples give other tokens than before."""
+
+_CHUNK = 1024  # examples per call: enough for the tokenizer's threads, little memory
+
+
+def load_tokenizer(location: str, gguf_file: str | None = None) -> Tokenizer:
+    """The tokenizer of a model folder, a `.gguf` file, a hub id, or a lone `.json` with `<eos>` and `<pad>`.
+
+    Args:
+        location: the file, folder or hub id.
+        gguf_file: name of the GGUF file within `location`, where that is a folder or hub id.
+
+    Raises:
+        ModelError: none there, not a fast one, or without an end-of-text token.
+    """
+    path = Path(location)
+    if path.suffix == ".json":
+        return _from_json(path)
+    if path.suffix == ".gguf":
+        location, gguf_file = str(path.parent), path.name
+    if path.is_absolute() and not path.exists():
+        raise ModelError(f"{path} does not exist")
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    load = cast("Any", AutoTokenizer).from_pretrained
+    try:
+        tokenizer: object = load(location, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"no tokenizer in {location!r}: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"{location!r} has no fast tokenizer: save one as tokenizer.json beside the model")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {location!r} has no end-of-text token, so generation would never end: "
+            'name one of its tokens as "eos_token" in tokenizer_config.json'
+        )
+    return tokenizer
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is not a tokenizer.json: {error!r}") from error
+    backend = Backend.from_file(str(path))
+    if backend.token_to_id("<eos>") is None or backend.token_to_id("<pad>") is None:
+        raise ModelError(
+            f"{path} ({model.get('type')}) lacks <eos> or <pad>: give the folder with tokenizer_config.json"
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The id to fill rows with. May be eos: what is padding is told by `Batch.documents`, never by the id."""
+    return cast("int", tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def prefix_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before every text: bos, or nothing."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = cast("list[int]", encoded["input_ids"]), cast("list[int]", encoded["special_tokens_mask"])
+    return ids[: special.index(0)]
+
+
+def tokenise(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, cache: Path | None = None
+) -> TokenStore:
+    """Every example as a document of at most `max_length` tokens; from the folder `cache` if it is there.
+
+    A response too long is cut at the end and has no eos then. An example whose prompt fills `max_length` is
+    dropped. A text without a prompt is cut into consecutive documents, and a last one of a single token,
+    which has no target, is left off. So every document has a target, and the counts tell what became of all.
+
+    Raises:
+        DataError: nothing is left, or the cache can't be written.
+    """
+    assert max_length >= 2, "a document of one token has no target"
+    prefix = prefix_tokens(tokenizer)  # first, since a call resets truncation and padding, which are part of the hash
+    key = _content_key(examples, tokenizer, prefix, max_length)
+
+    def build() -> TokenStore:
+        return _build(examples, tokenizer, prefix, max_length, key)
+
+    return build() if cache is None else open_or_build(cache, key, build)
+
+
+def _content_key(examples: Sequence[Example], tokenizer: Tokenizer, prefix: list[int], max_length: int) -> str:
+    settings = [FORMAT, max_length, prefix, tokenizer.eos_token_id, tokenizer.backend_tokenizer.to_str()]
+    digest = sha256(json.dumps(settings).encode())
+    for example in examples:
+        prompt, response = example.prompt.encode(), example.response.encode()
+        digest.update(b"%d %d " % (len(prompt), len(response)) + prompt + response)
+    return digest.hexdigest()[:32]
+
+
+def _build(
+    examples: Sequence[Example], tokenizer: Tokenizer, prefix: list[int], max_length: int, key: str
+) -> TokenStore:
+    arrays: list[NDArray[np.int32]] = []
+    lengths: list[int] = []
+    prompt_lengths: list[int] = []
+    truncated = split = dropped = 0
+    eos = cast("int", tokenizer.eos_token_id)
+    for prompt, response in _encode(examples, tokenizer):
+        start = len(prefix) + len(prompt)
+        ids = [*prefix, *prompt, *response, eos]
+        if prompt and start >= max_length:
+            dropped += 1
+            continue
+        if prompt:
+            truncated += len(ids) > max_length
+            ids = ids[:max_length]
+        elif len(ids) > max_length:
+            split += 1
+            ids = ids[:-1] if len(ids) % max_length == 1 else ids
+        pieces = [min(max_length, len(ids) - at) for at in range(0, len(ids), max_length)]
+        arrays.append(np.array(ids, dtype=np.int32))
+        lengths += pieces
+        prompt_lengths += [start, *[0] * (len(pieces) - 1)]
+    if not lengths:
+        raise DataError(
+            f"all {len(examples)} examples have a prompt that alone fills max_length {max_length}: raise it"
+        )
+    counts = TokenCounts(len(examples), len(lengths), sum(lengths), truncated, split, dropped)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenStore(key, np.concatenate(arrays), offsets, np.array(prompt_lengths, dtype=np.int32), counts)
+
+
+def _encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each example's prompt and response, without special tokens."""
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        # verbose=False: no warning about texts longer than the model's window, they are cut afterwards.
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return cast("list[list[int]]", encoded["input_ids"])
+
+    [letter] = ids(["a"])
+    pair = tokenizer.backend_tokenizer.decode(letter + letter)
+    lead = "" if pair == "aa" else "\n"  # "a a": it puts a space before each text
+    [lead_ids] = ids([lead])
+    for at in range(0, len(examples), _CHUNK):
+        chunk = examples[at : at + _CHUNK]
+        responses = ids([lead + e.response if e.prompt else e.response for e in chunk])
+        for example, prompt, response in zip(chunk, ids([e.prompt for e in chunk]), responses, strict=True):
+            skip = len(lead_ids) if example.prompt else 0
+            if skip and response[:skip] != lead_ids:
+                raise ModelError(
+                    "this tokenizer puts a space before a text and merges newlines: no exact response tokens"
+                )
+            yield prompt, response[skip:]

@@ -1,0 +1,214 @@
+"""The main job: train what the settings say, in a run's folder, and hand on the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from wmtp.assemble import Job, assemble
+from wmtp.errors import CheckpointError, PreemptedError, WmtpError
+from wmtp.model import save_model
+from wmtp.settings import Settings, dump_yaml, load_config, load_recipe
+from wmtp.training.loop import LIMITS, Progress, fit
+from wmtp.training.preemption import Preemption
+from wmtp.training.progress import ProgressBar
+from wmtp.training.run import Run
+from wmtp.training.run_folder import RunFolder, write_text_atomic
+from wmtp.training.tracking import MlflowTracker, NoTracker, Tracker
+from wmtp.types import JSON
+
+RECIPE, CONFIG = "recipe.resolved.yaml", "config.resolved.yaml"
+
+# What may differ between a run and its resumption: it changes neither data nor updates. A changed early-stopping block
+# is taken with a warning (SPEC 3.3).
+FREE = (
+    "run.tags",
+    "train.early_stopping",
+    "pretrain.early_stopping",
+    "eval.",
+    "log_interval",
+    "mlflow",
+    "paths.output",
+    "paths.cache",
+    "paths.checkpoints",
+    "train.save_interval",
+    "devices.micro_batch_size",
+)
+
+
+def train(
+    settings: Settings,
+    *,
+    resume: str | None = None,
+    allow_change: bool = False,
+    continue_stopped: bool = False,
+) -> dict[str, JSON]:
+    """Train all stages and save the model.
+
+    Args:
+        settings: recipe and config.
+        resume: "auto" goes on with the run of this name, or starts it; a path names one of its checkpoints.
+        allow_change: go on although settings or data have changed since.
+        continue_stopped: go on although early stopping had ended it.
+
+    Returns:
+        What `summary.json` holds: per stage `total_steps`, `early_stopped`, `stop_reason`, `final_loss`, `seconds`, ...
+
+    Raises:
+        UserError: a mistake in settings, data, model, or the run's folder.
+        TrainingFailedError: not finite; the last checkpoint is whole.
+        PreemptedError: a signal came, a checkpoint was saved.
+    """
+    path = Path(settings.config.paths.output) / settings.recipe.run.name
+    with RunFolder(path, resume=resume is not None) as folder, ProgressBar() as screen, Preemption() as preempted:
+        _keep_settings(folder, settings, allow_change)
+        folder.write_status("running")
+        tracker = _tracker(settings, folder, screen)
+        try:
+            job = assemble(settings, screen.say)
+            run = _run(settings, folder, screen, tracker, preempted, job, resume, allow_change, continue_stopped)
+            done = {stage.name: fit(stage, run) for stage in job.stages}
+            summary = _hand_on(job, done, folder, screen)
+        except PreemptedError as error:
+            folder.write_status("preempted", reason=preempted.name)
+            tracker.finish("preempted")
+            raise PreemptedError(f"{error}; go on with: --resume auto") from None
+        except BaseException as error:
+            folder.write_status("failed", reason=str(error) if isinstance(error, WmtpError) else repr(error))
+            tracker.finish("failed")
+            raise
+        last = done[job.stages[-1].name]
+        folder.write_status("finished", step=last.step, stage=job.stages[-1].name, reason=last.reason)
+        tracker.tag(stop_reason=last.reason)
+        tracker.finish("finished")
+        return summary
+
+
+def dry_run(settings: Settings) -> None:
+    """Load data and model and say what training would do."""
+    with ProgressBar() as screen:
+        job = assemble(settings, screen.say)
+        for stage in job.stages:
+            learnt = sum(p.numel() for group in stage.optimizer.param_groups for p in group["params"])
+            screen.say(
+                f"stage {stage.name}: {stage.total_steps} steps at most ({stage.limit}), {learnt:,} weights learn"
+            )
+
+
+def _run(
+    settings: Settings,
+    folder: RunFolder,
+    screen: ProgressBar,
+    tracker: Tracker,
+    preempted: Preemption,
+    job: Job,
+    resume: str | None,
+    allow_change: bool,
+    continue_stopped: bool,
+) -> Run:
+    paths = settings.config.paths.checkpoints
+    base = Path(paths.base_path) / settings.recipe.run.name if paths.base_path else folder.checkpoints
+    start_from = None if resume in (None, "auto") else Path(cast(str, resume)).absolute()
+    if start_from is not None and start_from.parent.parent != base.absolute():
+        raise CheckpointError(
+            f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
+        )
+    return Run(
+        folder,
+        preempted=preempted,
+        screen=screen,
+        tracker=tracker,
+        checkpoints=base.absolute(),
+        data={"train": job.train.key, "eval": job.held_out.key},
+        allow_change=allow_change,
+        save_interval=settings.save_interval,
+        save_final=paths.save_final,
+        keep_last=paths.keep_last,
+        log_interval=settings.config.log_interval,
+        start_from=start_from,
+        continue_stopped=continue_stopped,
+    )
+
+
+def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar) -> Tracker:
+    config, recipe = settings.config, settings.recipe
+    if not config.mlflow.enabled:
+        return NoTracker()
+    return MlflowTracker(
+        tracking_uri=config.mlflow.tracking_uri or f"sqlite:///{Path(config.paths.output).absolute() / 'mlflow.db'}",
+        registry_uri=config.mlflow.registry_uri,
+        experiment=config.mlflow.experiment or config.project,
+        run_name=recipe.run.name,
+        params={**dict(_flat(recipe.model_dump(mode="json", by_alias=True))), "seed": config.seed},
+        tags={tag: "true" for tag in recipe.run.tags},
+        run_id_file=folder.mlflow_run_id,
+        say=screen.say,
+    )
+
+
+def _keep_settings(folder: RunFolder, settings: Settings, allow_change: bool) -> None:
+    """Write the resolved settings; `CheckpointError` with a diff if the run was begun with others."""
+    files = {folder.path / RECIPE: settings.recipe, folder.path / CONFIG: settings.config}
+    if all(file.is_file() for file in files):
+        before = Settings(load_recipe(folder.path / RECIPE), load_config(folder.path / CONFIG))
+        changes = list(_changes(before, settings))
+        if changes and not allow_change:
+            listed = "\n  ".join(changes)
+            raise CheckpointError(
+                f"{folder.path}: the run was begun with other settings:\n  {listed}\n"
+                "set them back, give the run another name, or add --allow-change to go on with the new ones"
+            )
+    for file, part in files.items():
+        write_text_atomic(file, dump_yaml(part))
+
+
+def _changes(before: Settings, now: Settings) -> Iterator[str]:
+    for old, new in ((before.recipe, now.recipe), (before.config, now.config)):
+        was, will = (dict(_flat(part.model_dump(mode="json", by_alias=True))) for part in (old, new))
+        for key in sorted(was.keys() | will.keys()):
+            if was.get(key) != will.get(key) and not key.startswith(FREE):
+                yield f"{key}: {json.dumps(was.get(key))} -> {json.dumps(will.get(key))}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _hand_on(job: Job, done: dict[str, Progress], folder: RunFolder, screen: ProgressBar) -> dict[str, JSON]:
+    """Save the model, write and tell the summary."""
+    save_model(job.model, job.tokenizer, folder.path / "model")
+    summary: dict[str, JSON] = {"run": folder.path.name, "folder": str(folder.path)}
+    for name, progress in done.items():
+        summary[name] = _stage_summary(progress)
+        before, after = progress.first.get("eval_loss"), progress.last.get("eval_loss")
+        screen.say(f"stage {name} ended at step {progress.step}: {progress.reason} ({progress.message})")
+        if before is not None and after is not None:
+            best = (
+                "" if progress.best_value is None else f", best {progress.best_value:.4f} at step {progress.best_step}"
+            )
+            screen.say(f"held-out loss: {before:.4f} before, {after:.4f} after{best} (nats per token)")
+    folder.write_summary(summary)
+    screen.say(f"run folder: {folder.path}")
+    return summary
+
+
+def _stage_summary(progress: Progress) -> dict[str, JSON]:
+    return {
+        "total_steps": progress.step,
+        "early_stopped": progress.reason not in LIMITS,
+        "stop_reason": progress.reason,
+        "message": progress.message,
+        "final_loss": progress.last.get("loss"),
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "best_step": progress.best_step,
+        "best_value": progress.best_value,
+        "first": dict(progress.first),
+        "last": dict(progress.last),
+    }

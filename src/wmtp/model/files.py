@@ -1,0 +1,106 @@
+"""Model folders on disk: where one is, and which weights it holds.
+
+A model saved by wmtp is a plain Hugging Face folder (the trunk), so that any tool reads it, with two files more:
+`mtp_heads.safetensors` (heads 2..H) and `wmtp.json` (format, horizon, kind of head, a SHA-256 of every file). Loading
+verifies the hashes: a flipped bit loads silently in every common format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import safe_open
+
+from wmtp.errors import ModelError
+
+HEADS_FILE = "mtp_heads.safetensors"
+META_FILE = "wmtp.json"
+
+# DeepSeek-V3 and GLM-4.5 number the module as one more layer; Qwen3-Next and MiMo name it (research notes, 1.5).
+_NATIVE_NAME = re.compile(r"(^|\.)(mtp|mtp_layers|mtp_block|nextn)\b|(^|\.)(nextn|eh_proj|enorm|hnorm)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk)\.(\d+)\.")
+
+
+def gguf_of(path: Path) -> tuple[Path, str | None]:
+    """Folder and file name of a `.gguf` file; a folder alone as it is."""
+    return (path.parent, path.name) if path.suffix == ".gguf" else (path, None)
+
+
+def checkpoint_keys(path: Path) -> list[str]:
+    """Names of all weights in a checkpoint, read from headers alone; empty where only the library can tell."""
+    if path.suffix == ".gguf":
+        # The import takes a second and is needed for this form alone.
+        from gguf import GGUFReader
+
+        try:
+            return [tensor.name for tensor in GGUFReader(path).tensors]
+        except (OSError, ValueError, IndexError) as error:
+            raise ModelError(f"{path}: not a GGUF file that can be read: {error}") from error
+    keys: list[str] = []
+    for file in sorted(path.glob("*.safetensors")):
+        if file.name != HEADS_FILE:
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    keys += tensors.keys()
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ModelError(f"{file}: not a safetensors file that can be read: {error}") from error
+    return keys
+
+
+def native_mtp_keys(keys: list[str], path: Path) -> list[str]:
+    """Those weights that belong to a multi-token-prediction module which the checkpoint brings along."""
+    layers: int | None = None
+    config = path / "config.json"
+    if config.is_file():
+        content = cast("dict[str, Any]", json.loads(config.read_text(encoding="utf-8")))
+        layers = content.get("num_hidden_layers")
+
+    def native(key: str) -> bool:
+        layer = _LAYER.search(key)
+        beyond = layer is not None and layers is not None and int(layer[1]) >= layers
+        return beyond or _NATIVE_NAME.search(key) is not None
+
+    return [key for key in keys if native(key)]
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write `wmtp.json` with `meta` and the hash of every other file in `folder`."""
+    files = {f.name: sha256(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != META_FILE}
+    text = json.dumps({"format": 1, **meta, "sha256": files}, indent=2)
+    (folder / META_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """Verified content of `wmtp.json`; None where `folder` was not saved by wmtp.
+
+    Raises:
+        ModelError: unreadable, of a later format, or a file is missing or differs from its hash.
+    """
+    file = folder / META_FILE
+    if not file.is_file():
+        if (folder / HEADS_FILE).exists():
+            raise ModelError(f"{folder}: {HEADS_FILE} is here but {META_FILE} is missing; copy the whole folder")
+        return None
+    try:
+        meta = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+        hashes = cast("dict[str, str]", meta["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: damaged ({error}); copy the folder again") from error
+    if meta.get("format") != 1:
+        raise ModelError(f"{file}: format {meta.get('format')!r} is not known to this version of wmtp, which reads 1")
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: {name} is missing; copy the whole folder")
+        if sha256(folder / name) != expected:
+            raise ModelError(f"{folder / name}: differs from the hash in {META_FILE}; copy the folder again")
+    return meta

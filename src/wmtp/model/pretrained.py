@@ -1,0 +1,174 @@
+"""Language models of the `transformers` library as trunks. Remote code is never run.
+
+Shapes: B rows, S positions, D hidden, V vocabulary.
+
+Where a trunk is taken apart (`CausalTrunk`) rests on conventions of that library, so every trunk is checked when it is
+made, on one tiny batch: what we compute must equal the library's own logits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from wmtp.errors import ModelError
+from wmtp.model.builtin import BUILTIN_TINY, tiny_config
+from wmtp.model.files import checkpoint_keys, gguf_of, native_mtp_keys
+from wmtp.model.mtp import TrunkOutput
+
+LOGIT_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "final_norm")
+
+
+class CausalTrunk(nn.Module):
+    """A causal language model, taken apart where MTP heads are attached (a `wmtp.model.mtp.Trunk`)."""
+
+    def __init__(self, lm: PreTrainedModel, name: str) -> None:
+        """Find the parts of `lm`; `ModelError` names what is missing. `name` is used in messages."""
+        super().__init__()
+        self.lm, self.name = lm, name
+        decoder = cast(nn.Module, lm.base_model)
+        layers = [m for m in decoder.children() if isinstance(m, nn.ModuleList)]
+        norms = [m for n, m in decoder.named_children() if n in FINAL_NORMS]
+        unembedding = lm.get_output_embeddings()
+        if len(layers) != 1 or len(norms) != 1 or not isinstance(unembedding, nn.Linear):
+            raise ModelError(
+                f"{name}: a {type(lm).__name__} can't be a trunk: its decoder layers, final norm or unembedding were not "
+                "found; use a decoder-only model of the Llama, Qwen, Mistral or GPT-NeoX kind"
+            )
+        # Not registered as submodules a second time: they belong to `lm`, and each weight has one name.
+        self._parts = (layers[0][-1], norms[0], unembedding)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The last decoder layer: the next-token head."""
+        return self._parts[0]
+
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm, shared by all heads."""
+        return self._parts[1]
+
+    @property
+    def unembedding(self) -> nn.Linear:
+        """The map from hidden states to logits, shared by all heads."""
+        return self._parts[2]
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> TrunkOutput:
+        """Hidden states of [B,S] tokens. Where positions don't count on by one, another document begins."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            calls.append((args, dict(kwargs)))
+
+        # For this call alone: heads are deep copies of the layer, and a lasting hook would take the trunk along.
+        handle = self.last_layer.register_forward_pre_hook(watch, with_kwargs=True)
+        try:
+            # The library tells packed documents by their positions, and builds the mask that its attention kernel wants.
+            output = self.lm.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        finally:
+            handle.remove()
+        ((before_last, *rest), options) = (
+            calls[0] if calls[0][0] else ((calls[0][1].pop("hidden_states"),), calls[0][1])
+        )
+
+        def run_layer(layer: nn.Module, hidden: Tensor) -> Tensor:
+            output = layer(hidden, *rest, **options)
+            return output if isinstance(output, Tensor) else output[0]
+
+        return TrunkOutput(before_last, output.last_hidden_state, run_layer)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """`ModelError` unless norm and unembedding of the parts found give the library's own logits."""
+        tokens = torch.arange(8, device=self.unembedding.weight.device)[None] % self.unembedding.out_features
+        scaling = [key for key in LOGIT_SCALING if getattr(self.lm.config, key, None) not in (None, 1, 1.0)]
+        training = self.training
+        self.eval()
+        out = self(tokens, torch.arange(8, device=tokens.device)[None])
+        by_parts = self.norm(out.run_layer(self.last_layer, out.before_last))
+        expected = self.lm(input_ids=tokens, use_cache=False).logits
+        self.train(training)
+        if scaling or not (_close(by_parts, out.hidden) and _close(self.unembedding(out.hidden), expected)):
+            raise ModelError(
+                f"{self.name}: a {type(self.lm).__name__} changes its hidden states or logits on the way out "
+                f"({', '.join(scaling) or 'scaling'}), which is not supported as a trunk"
+            )
+
+    @torch.no_grad()
+    def keeps_documents_apart(self) -> bool:
+        """Whether a document that is packed behind another one is computed as if it were alone."""
+        device = self.unembedding.weight.device
+        tokens = torch.tensor([[3, 1, 4, 1, 5, 2, 6]], device=device) % self.unembedding.out_features
+        packed = self(tokens, torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=device)).hidden[:, 4:]
+        return _close(packed, self(tokens[:, 4:], torch.arange(3, device=device)[None]).hidden)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3 * float(b.float().abs().max())))
+
+
+def load_trunk(folder: Path | str, *, native_mtp: Literal["refuse", "drop"], seed: int) -> CausalTrunk:
+    """A trunk with fp32 weights.
+
+    Args:
+        folder: `builtin:tiny` (fresh weights from `seed`), a local folder in Hugging Face form, or a `.gguf` file.
+        native_mtp: what to do if the checkpoint brings MTP weights of its own, which the library would drop silently.
+        seed: for fresh weights.
+
+    Raises:
+        ModelError: not a model, weights missing, own MTP weights, or a kind of model that can't be taken apart.
+    """
+    name = str(folder)
+    if name == BUILTIN_TINY:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            lm = AutoModelForCausalLM.from_config(LlamaConfig(**cast(Any, tiny_config())))
+    else:
+        path = Path(folder)
+        keys = native_mtp_keys(checkpoint_keys(path), path)
+        if keys and native_mtp == "refuse":
+            raise ModelError(
+                f"{name}: the checkpoint brings {len(keys)} weights of its own multi-token-prediction module (such as "
+                f"{keys[0]}), which wmtp's heads can't take over; set model.native_mtp: drop to train without them"
+            )
+        lm = _from_files(path)
+    trunk = CausalTrunk(lm, name)
+    trunk.check()
+    return trunk
+
+
+def _from_files(path: Path) -> PreTrainedModel:
+    folder, gguf_file = gguf_of(path)
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: not a causal language model that can be loaded: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+    absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if absent:
+        raise ModelError(
+            f"{path}: {len(absent)} weights are missing or of another shape (such as {absent[0]}); "
+            "the library would start them at random; give a complete checkpoint"
+        )
+    if gguf_file:
+        # Its weights are plain fp32 now; left marked as quantised, the library would refuse to save them.
+        lm.hf_quantizer = None
+        lm.config.quantization_config = None
+        del lm.config.quantization_config
+    return lm

@@ -1,0 +1,123 @@
+"""Making, saving and loading an `MTPModel`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import fsspec
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from wmtp.errors import ModelError
+from wmtp.model.builtin import BUILTIN_TINY, tokenizer_file
+from wmtp.model.files import HEADS_FILE, META_FILE, read_meta, write_meta
+from wmtp.model.mtp import HeadKind, MTPModel
+from wmtp.model.pretrained import CausalTrunk, load_trunk
+
+
+class SavesItself(Protocol):
+    """What we ask of a tokenizer here."""
+
+    def save_pretrained(self, save_directory: str, /) -> Any:
+        """Write the tokenizer's files into a folder."""
+        ...
+
+
+def fetch_model(location: str, cache: Path) -> str:
+    """Local path of a model: `builtin:tiny`, a folder and a `.gguf` file as they are; a URL or hub id downloaded.
+
+    Raises:
+        ModelError: nothing there.
+    """
+    if location.startswith("builtin:"):
+        if location != BUILTIN_TINY:
+            raise ModelError(f"{location}: no such embedded model; there is {BUILTIN_TINY}")
+        return location
+    if Path(location).exists():
+        return location
+    if "://" in location:
+        target = cache / "models" / location.replace("://", "--").replace("/", "--")
+        files, path = fsspec.url_to_fs(location)
+        if not files.exists(path):
+            raise ModelError(f"paths.models.base: {location}: nothing there")
+        files.get(path, str(target), recursive=not location.endswith(".gguf"))
+        return str(target)
+    if location.endswith(".gguf") or location.startswith((".", "/", "~")) or location.count("/") > 1:
+        raise ModelError(f"paths.models.base: {location}: no such file or folder")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return snapshot_download(location, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"paths.models.base: {location}: neither a file nor a folder here, and the model hub did not give it: {error}"
+        ) from error
+
+
+def tokenizer_location(path: str) -> str:
+    """Where the tokenizer of the model at `path` (as `fetch_model` gives it) is."""
+    return str(tokenizer_file()) if path == BUILTIN_TINY else path
+
+
+def load_model(
+    path: str,
+    *,
+    horizon: int,
+    head: HeadKind = "transformer",
+    detach_heads: bool = False,
+    native_mtp: Literal["refuse", "drop"] = "refuse",
+    seed: int = 0,
+) -> MTPModel:
+    """A model with `horizon` heads, fp32, on the CPU.
+
+    Heads that wmtp saved beside the trunk are loaded with it; a plain trunk gets fresh ones.
+
+    Args:
+        path: as `fetch_model` gives it.
+        horizon: H.
+        head: kind of heads 2..H.
+        detach_heads: see `MTPModel`.
+        native_mtp: see `load_trunk`.
+        seed: for `builtin:tiny`'s fresh weights.
+
+    Raises:
+        ModelError: as `load_trunk`; or saved heads do not fit `horizon` and `head`: they are never dropped silently.
+    """
+    meta = read_meta(Path(path)) if Path(path).is_dir() else None
+    if meta is not None and (meta["horizon"], meta["head"]) != (horizon, head):
+        raise ModelError(
+            f"{path}: was saved with model.horizon {meta['horizon']} and model.head {meta['head']}, the recipe has "
+            f"{horizon} and {head}; set the recipe's to the saved ones (load the folder with transformers for the trunk alone)"
+        )
+    trunk = load_trunk(path, native_mtp=native_mtp, seed=seed)
+    model = MTPModel(trunk, horizon, head, detach_heads=detach_heads)
+    if meta is not None and horizon > 1:
+        model.heads.load_state_dict(load_file(Path(path) / HEADS_FILE))
+    return model
+
+
+def save_model(model: MTPModel, tokenizer: SavesItself, folder: Path) -> None:
+    """Save trunk, heads and tokenizer to `folder`, which appears whole or not at all; an older one is replaced."""
+    assert isinstance(model.trunk, CausalTrunk)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        model.trunk.lm.save_pretrained(new)
+        tokenizer.save_pretrained(str(new))
+        if model.horizon > 1:
+            save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, new / HEADS_FILE)
+        write_meta(new, {"horizon": model.horizon, "head": model.head})
+        for file in new.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if folder.exists():
+            # The marker goes first: a half-deleted folder must not look like a model that wmtp saved.
+            (folder / META_FILE).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

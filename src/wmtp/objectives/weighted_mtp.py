@@ -1,0 +1,47 @@
+"""The loss of the main stage.
+
+Shapes: B rows, S positions, H heads; N valid targets over all micro-batches and ranks.
+
+    L = (1/N) * sum_{b,t,k} c[k] * w[b,t,k] * CE[b,t,k]
+
+with w from the weighting and c the coefficients of the heads (mean one; all one by default). What is returned here is the
+sum alone; the training step divides it by N, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wmtp.ops.targets import shift_targets
+from wmtp.protocols import TokenWeighting
+from wmtp.types import IGNORE, Batch, ModelOutput, StepOutput
+
+
+class WeightedMTP:
+    """Weighted multi-token-prediction loss (an `Objective`)."""
+
+    def __init__(self, weighting: TokenWeighting, horizon: int, coefficients: Sequence[float] | None = None) -> None:
+        """A loss over `horizon` heads; `coefficients` are one per head with mean one, None for all ones."""
+        self.weighting, self.horizon = weighting, horizon
+        self.coefficients = None if coefficients is None else torch.tensor(coefficients, dtype=torch.float32)
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """Scalar int64: valid targets of all heads."""
+        return (shift_targets(batch.labels, batch.documents, self.horizon) != IGNORE).sum()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Metrics `loss` and `wmtp_loss` (weighted) and `loss_h1`..`loss_hH` (each head's plain mean)."""
+        output: ModelOutput = model(batch)
+        weights: Tensor = self.weighting(batch, output)
+        if self.coefficients is not None:
+            weights = weights * self.coefficients.to(weights.device)
+        loss = (weights * output.ce).sum()
+        ce = output.ce.detach()
+        valid = (output.targets != IGNORE).float()
+        total = torch.stack([loss.detach(), valid.sum()])
+        per_head = torch.stack([(ce * valid).sum(dim=(0, 1)), valid.sum(dim=(0, 1))], dim=1)
+        heads = {f"loss_h{k + 1}": row for k, row in enumerate(per_head)}
+        return StepOutput(loss=loss, metrics={"loss": total, "wmtp_loss": total, **heads})

@@ -1,0 +1,222 @@
+"""What no field can tell by itself: settings that contradict each other, in one file or across both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from wmtp.settings.config import Config, DatasetSplits
+from wmtp.settings.document import KeyPath
+from wmtp.settings.explain import nearest
+from wmtp.settings.recipe import DataPart, Recipe
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A contradiction.
+
+    Attributes:
+        path: key path of the setting that is reported, in the recipe unless a config alone is checked.
+        text: what is wrong, and the cure.
+        also: other key paths that the check looked at.
+        config: key path that it looked at in the config, None if none.
+    """
+
+    path: KeyPath
+    text: str
+    also: tuple[KeyPath, ...] = ()
+    config: KeyPath | None = None
+
+
+_ALGO: KeyPath = ("train", "algo")
+_HORIZON: KeyPath = ("model", "horizon")
+
+
+def check_recipe(recipe: Recipe) -> Iterator[Finding]:
+    """Contradictions within the recipe."""
+    yield from _check_run(recipe)
+    yield from _check_algorithm(recipe)
+    yield from _check_heads(recipe)
+    yield from _check_data(recipe)
+    yield from _check_stopping(recipe)
+    yield from _check_metrics(recipe)
+
+
+def check_config(config: Config) -> Iterator[Finding]:
+    """Contradictions within the config."""
+    for source in type(config.paths.datasets).model_fields:
+        splits = getattr(config.paths.datasets, source)
+        if isinstance(splits, DatasetSplits) and not any((splits.train, splits.validation, splits.test)):
+            here: KeyPath = ("paths", "datasets", source)
+            also = tuple((*here, split) for split in DatasetSplits.model_fields)
+            yield Finding(here, "needs at least one of train, validation, test", also)
+
+
+def check_both(recipe: Recipe, config: Config) -> Iterator[Finding]:
+    """What the recipe uses and the config doesn't have."""
+    for path, source in _used_sources(recipe):
+        if getattr(config.paths.datasets, source) is None and not _only_for_evaluation(path, source):
+            yield Finding(
+                path,
+                f"`paths.datasets.{source}` is not set in the config; set it to where the data lies",
+                config=("paths", "datasets", source),
+            )
+    critic, pretrain = recipe.critic, recipe.pretrain
+    if recipe.train.algo == "critic-wmtp" and critic and pretrain and pretrain.enabled:
+        wants_model = critic.target == "rm_sequence" and not critic.use_pseudo_rewards
+        if wants_model and config.paths.models.rm is None:
+            yield Finding(
+                ("critic", "use_pseudo_rewards"),
+                "there is no reward model; set `paths.models.rm` in the config, or write true here",
+                (_ALGO, ("critic", "target"), ("pretrain", "enabled")),
+                ("paths", "models", "rm"),
+            )
+
+
+def _check_run(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.run.name in (".", ".."):
+        yield Finding(("run", "name"), "can't name a folder; use letters or digits too")
+
+
+def _check_algorithm(recipe: Recipe) -> Iterator[Finding]:
+    algo = recipe.train.algo
+    for name, section in (("critic", recipe.critic), ("rho1", recipe.rho1)):
+        if algo == f"{name}-wmtp" and section is None:
+            yield Finding(_ALGO, f"needs the section `{name}`; write `{name}: {{}}` to take its defaults", ((name,),))
+    if recipe.pretrain and recipe.pretrain.enabled and algo != "critic-wmtp":
+        yield Finding(
+            ("pretrain", "enabled"),
+            f"critic-wmtp alone pretrains, `train.algo` is {algo}; write false here or remove `pretrain`",
+            (_ALGO,),
+        )
+
+
+def _check_heads(recipe: Recipe) -> Iterator[Finding]:
+    model = recipe.model
+    if model.horizon == 1:
+        for key, value in (
+            ("detach_heads", model.detach_heads),
+            ("head_warmup_steps", model.head_warmup_steps),
+        ):
+            if value:
+                yield Finding(
+                    ("model", key),
+                    "`model.horizon: 1` has no extra heads; remove this or raise the horizon",
+                    (_HORIZON,),
+                )
+        if not recipe.train.full_finetune:
+            yield Finding(
+                ("train", "full_finetune"),
+                "`model.horizon: 1` has no extra heads, nothing would learn; write true or raise the horizon",
+                (_HORIZON,),
+            )
+    if model.head_coefficients is not None:
+        fault = _coefficients_fault(model.head_coefficients, model.horizon)
+        if fault:
+            yield Finding(("model", "head_coefficients"), fault, (_HORIZON,))
+
+
+def _coefficients_fault(coefficients: tuple[float, ...], horizon: int) -> str:
+    if len(coefficients) != horizon:
+        return f"has {len(coefficients)} values, `model.horizon` is {horizon}; give one per head"
+    mean = sum(coefficients) / horizon
+    if mean == 0:
+        return "at least one must be above 0"
+    if abs(mean - 1) <= 1e-6:
+        return ""
+    return f"the mean must be 1, not {mean:.6g}; write {[round(c / mean, 9) for c in coefficients]}"
+
+
+def _check_data(recipe: Recipe) -> Iterator[Finding]:
+    for part, settings in _parts(recipe):
+        here: KeyPath = ("data", part)
+        for i, source in _repeated(settings.sources):
+            yield Finding((*here, "sources", i), f"{source} is named twice; keep one")
+        if settings.max_length <= recipe.model.horizon:
+            yield Finding(
+                (*here, "max_length"),
+                f"must be above `model.horizon`, {recipe.model.horizon}, or the last head has no target",
+                (_HORIZON,),
+            )
+    for path, source in _used_sources(recipe):
+        if _only_for_evaluation(path, source):
+            yield Finding(path, f"{source} is for evaluation only; train on another source")
+
+
+def _check_stopping(recipe: Recipe) -> Iterator[Finding]:
+    heads = range(1, recipe.model.horizon + 1)
+    stage1 = ["loss", "value_loss", "grad_norm", "value_variance", "explained_variance"]
+    stage2 = ["loss", "wmtp_loss", "grad_norm", "lr", "eval_loss"]
+    stage2 += [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in heads]
+    pretrain = recipe.pretrain
+    if pretrain and pretrain.enabled and pretrain.early_stopping.enabled:
+        yield from _check_monitor(("pretrain",), pretrain.early_stopping.monitor, stage1)
+    stopping = recipe.train.early_stopping
+    if not stopping.enabled:
+        return
+    yield from _check_monitor(("train",), stopping.monitor, stage2)
+    if stopping.restore_best and not stopping.monitor.startswith("eval_"):
+        yield Finding(
+            ("train", "early_stopping", "restore_best"),
+            f"the best step is known only for a metric measured at evaluations, not for {stopping.monitor}; "
+            "write `monitor: eval_loss` beside it, or false here",
+            (("train", "early_stopping", "monitor"),),
+        )
+
+
+def _check_monitor(stage: KeyPath, monitor: str, metrics: list[str]) -> Iterator[Finding]:
+    if monitor not in metrics:
+        near = nearest(monitor, metrics)
+        cure = f"did you mean {near}? " if near else ""
+        here = (*stage, "early_stopping")
+        yield Finding(
+            (*here, "monitor"),
+            f"this stage has no such metric; {cure}There are {_abridged(metrics)}",
+            (_HORIZON, (*here, "enabled"), (*stage, "enabled")),
+        )
+
+
+def _check_metrics(recipe: Recipe) -> Iterator[Finding]:
+    n = recipe.eval.sampling.n
+    for i, metric in _repeated(recipe.eval.metrics):
+        yield Finding(("eval", "metrics", i), f"{metric} is named twice; keep one")
+    for i, metric in enumerate(recipe.eval.metrics):
+        if (match := re.search(r"pass@(\d+)$", metric)) and int(match[1]) > n:
+            yield Finding(
+                ("eval", "metrics", i),
+                f"needs at least {match[1]} programs per problem; raise `eval.sampling.n`, which is {n}",
+                (("eval", "sampling", "n"),),
+            )
+
+
+def _parts(recipe: Recipe) -> list[tuple[str, DataPart]]:
+    """The parts of `data` that the recipe has; `eval` left out is a copy of `train`."""
+    given = recipe.data.model_fields_set
+    return [(name, part) for name, part in (("train", recipe.data.train), ("eval", recipe.data.eval)) if name in given]
+
+
+def _used_sources(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    for part, settings in _parts(recipe):
+        for i, source in enumerate(settings.sources):
+            yield ("data", part, "sources", i), source
+    for i, metric in enumerate(recipe.eval.metrics):
+        yield ("eval", "metrics", i), metric.partition("_")[0]
+
+
+def _only_for_evaluation(path: KeyPath, source: str) -> bool:
+    return path[:2] == ("data", "train") and source == "humaneval"
+
+
+def _repeated(items: tuple[Item, ...]) -> Iterator[tuple[int, Item]]:
+    """The items that stand further ahead already."""
+    return ((i, item) for i, item in enumerate(items) if item in items[:i])
+
+
+def _abridged(metrics: list[str]) -> str:
+    """The names, heads' own metrics as one name each."""
+    names = [re.sub(r"_h\d+$", "_h<head>", metric) for metric in metrics]
+    return ", ".join(dict.fromkeys(names))

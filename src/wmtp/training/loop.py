@@ -1,0 +1,239 @@
+"""The training loop: one for both stages.
+
+A stage differs from another in its objective, its data and its stopping rule, all of them plain values in `Stage`. An
+iteration either takes a step or settles the one taken: evaluates if due, asks the stopping rule, records, saves. What is
+not settled yet is part of the saved state, so a run may be cut off anywhere and goes on as if nothing had happened: data
+order, learning rate and random numbers are functions of the step alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from wmtp.errors import PreemptedError
+from wmtp.protocols import Objective
+from wmtp.stopping import EarlyStopping
+from wmtp.training.optim import Tensors, load_tensors_into, load_weights_into, tensors_of
+from wmtp.training.step import Hardware, evaluate, make_scaler, train_step
+from wmtp.types import JSON, Batch, Observation, Verdict
+
+
+LIMITS = ("max_steps", "epochs_done")
+"""Reason codes of a stage that made all its steps. The others are the stopping rule's."""
+
+
+class Batches(Protocol):
+    """Training data as a pure function of the step."""
+
+    def at(self, step: int) -> tuple[float, Batch]:
+        """The batch of update number `step` (from 0), and how many epochs are done after it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of training does. Losses are nats per token.
+
+    Attributes:
+        name: of the stage, for messages, metrics and the folder of its checkpoints.
+        model: already on the device of `hardware`.
+        objective: what is minimised.
+        optimizer: over the parameters of `model` that learn, its `lr` being the peak.
+        lr_factor: share of the peak learning rate for an update (from 0).
+        batches: the training data.
+        total_steps: updates in all, and `limit`: the reason code if they are all made ("max_steps", "epochs_done").
+        stopper: decides after each step.
+        held_out: objective and data of the held-out loss; measured before step 1, every `eval_interval` steps and at the end.
+        grad_clip: largest norm of the gradient, None for no limit.
+        before_step: called with the number of the update to come (from 0): warm-ups that freeze parts of the model.
+        restore_best: hand on the weights of the best evaluation of the stopper's monitor, instead of the last ones.
+    """
+
+    name: str
+    model: nn.Module
+    objective: Objective
+    optimizer: Optimizer
+    lr_factor: Callable[[int], float]
+    batches: Batches
+    total_steps: int
+    limit: str
+    stopper: EarlyStopping
+    held_out: tuple[Objective, Callable[[], Iterable[Batch]]]
+    eval_interval: int
+    hardware: Hardware
+    seed: int
+    grad_clip: float | None = None
+    before_step: Callable[[int], None] = lambda step: None
+    restore_best: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a stage is: JSON data, a part of every checkpoint.
+
+    Attributes:
+        step: updates made.
+        epoch: epochs done, a fraction between two ends.
+        tokens: tokens seen, padding not counted.
+        seconds: spent in the stage, over all processes that worked on it.
+        pending: metrics of a step that is not settled yet. Before the first step there is the held-out loss to measure.
+        first, last: metrics of the first and the newest settled step, held-out ones kept until measured anew.
+        best_step, best_value: of the stopper's monitor, at evaluations.
+        reason, message: why the stage ended; empty while it goes on.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    pending: dict[str, float] | None = field(default_factory=dict[str, float])
+    first: dict[str, float] = field(default_factory=dict[str, float])
+    last: dict[str, float] = field(default_factory=dict[str, float])
+    best_step: int | None = None
+    best_value: float | None = None
+    reason: str = ""
+    message: str = ""
+
+
+class RunLog(Protocol):
+    """The run that a stage is part of: its checkpoints, its records, and whether it has to go."""
+
+    def preempted(self) -> bool:
+        """Whether a signal asked us to save and leave."""
+        ...
+
+    def save_due(self, step: int, *, ended: bool) -> bool:
+        """Whether the settings want a checkpoint at this step, which may be the stage's last."""
+        ...
+
+    def save(self, stage: str, step: int, tensors: Tensors, state: dict[str, JSON], best: int | None) -> None:
+        """Save a checkpoint; delete old ones, but never that of step `best`."""
+        ...
+
+    def restore(self, stage: str) -> tuple[Tensors, Mapping[str, Any]] | None:
+        """Tensors and state of the newest valid checkpoint, None to start afresh."""
+        ...
+
+    def tensors_at(self, stage: str, step: int) -> Tensors | None:
+        """Tensors of the checkpoint of `step`, None if it is gone or damaged."""
+        ...
+
+    def record(self, stage: Stage, progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
+        """Write a settled step to the records and the screen."""
+        ...
+
+
+def fit(stage: Stage, run: RunLog) -> Progress:
+    """Train until the stage ends; `Progress.reason` says why.
+
+    Raises:
+        PreemptedError: asked to leave; saved.
+        TrainingFailedError: a loss or gradient was not finite; the last checkpoint is untouched.
+    """
+    scaler = make_scaler(stage.hardware)
+    now = _restore(stage, run, scaler)
+    stage.model.train()
+    while not now.reason:
+        started = time.monotonic()
+        if run.preempted():
+            _save(stage, run, now, scaler)
+            raise PreemptedError(f"asked to leave at step {now.step} of stage {stage.name}; saved")
+        if now.pending is None:
+            _take_step(stage, now, scaler)
+        else:
+            _settle(stage, run, now, scaler)
+        now.seconds += time.monotonic() - started
+    if stage.restore_best and now.best_step not in (None, now.step):
+        _load_best(stage, run, now)
+    return now
+
+
+def _take_step(stage: Stage, now: Progress, scaler: torch.amp.GradScaler) -> None:
+    epoch, batch = stage.batches.at(now.step)
+    stage.before_step(now.step)
+    torch.manual_seed(stage.seed * 1_000_003 + now.step)  # dropout: a function of the step, not of the history
+    now.pending = train_step(
+        stage.model,
+        stage.objective,
+        batch,
+        stage.optimizer,
+        scaler,
+        stage.hardware,
+        lr_factor=stage.lr_factor(now.step),
+        grad_clip=stage.grad_clip,
+    )
+    now.step, now.epoch = now.step + 1, epoch
+    now.tokens += int((batch.documents >= 0).sum())
+
+
+def _settle(stage: Stage, run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> None:
+    """Evaluate if due, decide, record, save. Changes nothing if a signal interrupts the evaluation."""
+    assert now.pending is not None
+    metrics = dict(now.pending)
+    done = now.step >= stage.total_steps
+    if evaluated := now.step % stage.eval_interval == 0 or done:
+        objective, batches = stage.held_out
+        held_out = evaluate(stage.model, objective, batches(), stage.hardware, run.preempted)
+        if held_out is None:
+            return
+        metrics |= {f"eval_{name}": value for name, value in held_out.items()}
+    verdict = stage.stopper.observe(Observation(now.step, metrics, now.epoch, now.tokens, now.seconds))
+    new_best = evaluated and _note_best(now, metrics.get(stage.stopper.config.monitor))
+    if verdict.stop or done:
+        now.reason = verdict.reason if verdict.stop else stage.limit
+        now.message = verdict.message if verdict.stop else f"all {stage.total_steps} steps made"
+    now.pending = None
+    now.last |= metrics
+    now.first = now.first or dict(metrics)
+    run.record(stage, now, metrics, verdict)
+    if run.save_due(now.step, ended=bool(now.reason)) or (new_best and stage.restore_best):
+        _save(stage, run, now, scaler)
+
+
+def _note_best(now: Progress, value: float | None) -> bool:
+    # A comparison with NaN is false, so a value that is not finite never becomes best.
+    if value is None or not value < (float("inf") if now.best_value is None else now.best_value):
+        return False
+    now.best_step, now.best_value = now.step, value
+    return True
+
+
+def _save(stage: Stage, run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> None:
+    state: dict[str, JSON] = {
+        "progress": asdict(now),
+        "stopper": stage.stopper.get_state(),
+        "scaler": scaler.state_dict(),
+    }
+    best = now.best_step if stage.restore_best else None
+    run.save(stage.name, now.step, tensors_of(stage.model, stage.optimizer), state, best)
+
+
+def _restore(stage: Stage, run: RunLog, scaler: torch.amp.GradScaler) -> Progress:
+    found = run.restore(stage.name)
+    if found is None:
+        return Progress()
+    tensors, state = found
+    load_tensors_into(stage.model, stage.optimizer, tensors)
+    scaler.load_state_dict(state["scaler"])
+    if state["stopper"] is not None:
+        stage.stopper.load_state(state["stopper"])
+    now = Progress(**state["progress"])
+    raised = now.reason in LIMITS and now.step < stage.total_steps
+    released = now.reason not in LIMITS and not stage.stopper.should_stop_flag
+    if raised or released:
+        now.reason = now.message = ""
+    return now
+
+
+def _load_best(stage: Stage, run: RunLog, now: Progress) -> None:
+    assert now.best_step is not None
+    best = run.tensors_at(stage.name, now.best_step)
+    if best is not None:
+        load_weights_into(stage.model, best["model"])

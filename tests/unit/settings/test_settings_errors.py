@@ -1,0 +1,415 @@
+"""What is wrong with settings is said all at once, with place, key path, value and cure."""
+
+from pathlib import Path
+
+import pytest
+
+from wmtp.errors import SettingsError
+from wmtp.settings import Recipe, check_settings, load_config, load_recipe, load_settings
+
+LEAST = "run: {name: r}\ntrain: {algo: baseline-mtp}\ndata: {train: {sources: [mbpp]}}\n"
+STOP = "enabled: true, monitor"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(recipe: str = LEAST, config: str | None = None, *overrides: str) -> list[str]:
+    Path("recipe.yaml").write_text(recipe)
+    if config is not None:
+        Path("config.yaml").write_text(config)
+    with pytest.raises(SettingsError) as caught:
+        load_settings("recipe.yaml", None if config is None else "config.yaml", overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value).split("\n")
+
+
+def accept(recipe: str = LEAST, *overrides: str, config: str | None = None) -> Recipe:
+    Path("recipe.yaml").write_text(recipe)
+    if config is not None:
+        Path("config.yaml").write_text(config)
+    return load_settings("recipe.yaml", None if config is None else "config.yaml", overrides).recipe
+
+
+# One override each on a recipe that is otherwise fine -> start of the message behind "--set ...: ".
+WRONG_VALUES = [
+    ("loss.lambda=1.5", "must be a number above 0 and at most 1 (strength of the weighting"),
+    ("loss.lambda=0", "must be a number above 0 and at most 1"),
+    ("loss.epsilon=1", "must be a number at least 0 and below 1"),
+    ("loss.max_weight=1", "must be a number above 1"),
+    ("loss.weight_temperature=0", "must be a number above 0"),
+    ("loss.weight_norm=sofmax", "must be one of mean1.0_clip, softmax, none; did you mean `softmax`?"),
+    ("loss.control=null", "must be one of none, shuffled, random_matched; did you mean `none`?"),
+    ("train.algo=critic", "must be one of baseline-mtp, critic-wmtp, rho1-wmtp, diff-wmtp"),
+    ("train.max_steps=0", "must be a whole number at least 1 or null"),
+    ("train.max_steps=3.0", "must be a whole number at least 1 or null; write 3"),
+    ("train.max_steps='5'", "must be a whole number at least 1 or null; write 5, without quotes"),
+    ("train.max_steps=1_000", "must be a whole number at least 1 or null; write 1000, without quotes"),
+    ("train.max_steps=true", "must be a whole number at least 1 or null ("),
+    ("train.full_finetune=1", "must be true or false ("),
+    ("train.full_finetune=off", "must be true or false; write false"),
+    ("optim.lr=true", "must be a number above 0 ("),
+    ("optim.lr='1e-4'", "must be a number above 0; write 1e-4, without quotes"),
+    ("optim.lr=-1", "must be a number above 0"),
+    ("optim.betas=[0.9, 1]", "optim.betas[1] = 1: must be a number at least 0 and below 1"),
+    ("optim.betas=[0.9]", "must be a list of 2 numbers"),
+    ("optim.betas=[0.9, 0.9, 0.9]", "must be a list of 2 numbers"),
+    ("optim.betas=0.9", "must be a list of 2 numbers"),
+    ("optim.scheduler=cos", "must be one of cosine, linear, constant"),
+    ("optim.warmup_ratio=1.1", "must be a number at least 0 and at most 1"),
+    ("optim=3", "must be a section with the keys optimizer, lr, weight_decay, betas"),
+    ("optim=null", "must be a section with the keys optimizer, lr, weight_decay, betas"),
+    ("train.early_stopping=true", "must be a section with the keys enabled, patience"),
+    ("train.early_stopping.patience=0", "must be a whole number at least 1"),
+    ("train.early_stopping.min_delta=0", "must be a number above 0"),
+    ("train.early_stopping.mode=both", "must be one of any, all, loss_only"),
+    ("train.early_stopping.grad_norm_threshold_ratio=0", "must be a number above 0 and at most 1"),
+    ("data.train.sources=mbpp", "must be a non-empty list of names such as mbpp, contest, humaneval, custom; write ["),
+    ("data.train.sources=[]", "must be a non-empty list"),
+    ("data.train.sources=[mbp]", 'data.train.sources[0] = "mbp": must be one of mbpp, contest, humaneval, custom; did'),
+    ("data.train.sources=[mbpp, mbpp]", 'data.train.sources[1] = "mbpp": mbpp is named twice'),
+    ("data.train.sources=[humaneval]", 'data.train.sources[0] = "humaneval": humaneval is for evaluation only'),
+    ("data.train.max_length=4", "must be above `model.horizon`, 4"),
+    ("run.name=7", 'must be text; put it in quotes: "7" (name of the run'),
+    ("run.name=a/b", "must be text (name of the run: 1 to 100 letters"),
+    ("run.name=..", "can't name a folder"),
+    ("run.tags=[a, 1]", 'run.tags[1] = 1: must be non-empty text; put it in quotes: "1"'),
+    ("rho1.skip_threshold_percentile=1", "must be a number at least 0 and below 1"),
+    ("critic.gamma=1.01", "must be a number at least 0 and at most 1"),
+    ("eval.sampling.n=0", "must be a whole number at least 1"),
+    ("eval.sampling.top_p=0", "must be a number above 0 and at most 1"),
+    ("eval.metrics=[mbpp_exct]", 'eval.metrics[0] = "mbpp_exct": must be text such as mbpp_exact, mbpp_pass@1'),
+    ("eval.metrics=[mbpp_pass@0]", 'eval.metrics[0] = "mbpp_pass@0": must be text such as'),
+    ("eval.metrics=[mbpp_pass@2]", 'eval.metrics[0] = "mbpp_pass@2": needs at least 2 programs per problem'),
+    ("eval.metrics=[mbpp_exact, mbpp_exact]", 'eval.metrics[1] = "mbpp_exact": mbpp_exact is named twice'),
+    ("model.horizon=0", "must be a whole number at least 1"),
+    ("model.head_coefficients=[1, 1]", "has 2 values, `model.horizon` is 4"),
+    ("model.head_coefficients=[4, 2, 1, 1]", "the mean must be 1, not 2; write [2.0, 1.0, 0.5, 0.5]"),
+    ("model.head_coefficients=[0, 0, 0, 0]", "at least one must be above 0"),
+    ("model.head_coefficients=[3, 1, 1, -1]", "model.head_coefficients[3] = -1: must be a number at least 0"),
+    ("seed=-1", "must be a whole number at least 0 and at most 4294967295"),
+    ("log_interval=0", "must be a whole number at least 1"),
+    ("paths.checkpoints.keep_last=0", "must be a whole number at least 1"),
+    ("paths.checkpoints.save_interval=0", "must be a whole number at least 1 or null"),
+    ("paths.output=", "must be non-empty text ("),
+    ("paths.datasets.mbpp=3", "must be non-empty text or a section with the keys train, validation, test or null"),
+    ("paths.datasets.mbpp={}", "needs at least one of train, validation, test"),
+    ("paths.datasets.mbpp={test: 3}", "paths.datasets.mbpp.test = 3: must be non-empty text or null; put it in quotes"),
+    ("devices.num_proc=0", "must be a whole number at least 1"),
+    ("devices.compute_backend=gpu", "must be one of auto, cpu, cuda, mps"),
+    ("devices.mixed_precision=fp61", "must be one of auto, bf16, fp16, fp32; did you mean `fp16`?"),
+    # unknown, retired and misplaced keys
+    ("loss.lamda=0.3", "unknown key, did you mean `lambda`?"),
+    ("loss.xyzzy=1", "unknown key; there are weight_norm, lambda, weight_temperature"),
+    ("train.early_stopping.patince=3", "unknown key, did you mean `patience`?"),
+    ("paths.datasets.mbbp=x", "unknown key, did you mean `mbpp`?"),
+    ("paths.datasets.mbpp={trian: x, test: y}", 'paths.datasets.mbpp.trian = "x": unknown key, did you mean `train`?'),
+    ("trian.algo=baseline-mtp", "unknown key trian, did you mean `train`?"),
+    ("sed=3", "unknown key sed, did you mean `seed`?"),
+    ("qqqq=3", "unknown key qqqq; there are run, model,"),
+    ("train.stage1={}", "moved to top-level `pretrain`"),
+    ("train.stage1.lr=1", 'train.stage1 = {"lr": 1}: moved to top-level `pretrain`'),
+    ("critic.pretrainer={}", "moved to top-level `pretrain`"),
+    ("devices.distributed={}", "not in this version: wmtp runs as one process; remove the key"),
+    ("devices.fsdp={}", "not in this version: wmtp runs as one process; remove the key"),
+    # the override itself
+    ("loss.lambda", "must look like train.max_steps=100"),
+    ("=3", "must look like train.max_steps=100"),
+    ("loss..lambda=3", "must look like train.max_steps=100"),
+    ("loss.lambda=[", "not valid YAML"),
+    ("loss.lambda.x=3", "loss.lambda is not a section"),
+    ("data.train.sources.0=mbpp", "data.train.sources is not a section"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG_VALUES, ids=[override for override, _ in WRONG_VALUES])
+def test_each_wrong_value_is_named_with_its_cure(override, message):
+    (line,) = problems(LEAST + "loss: {lambda: 0.5}\n", None, override)
+    assert line.startswith(f"--set {override}: {message}")
+
+
+def test_the_cure_for_coefficients_can_be_pasted():
+    (line,) = problems(LEAST, None, "model.head_coefficients=[3, 2, 1, 1]")
+    accept(LEAST, "model.head_coefficients=" + line.partition("write ")[2])
+
+
+def test_a_file_problem_has_file_line_path_value_and_cure():
+    assert problems(LEAST + "loss:\n  epsilon: 0.1\n\n  lambda: 1.5 # too much\n") == [
+        "recipe.yaml:7: loss.lambda = 1.5: must be a number above 0 and at most 1 "
+        "(strength of the weighting; towards 0 it is the baseline)"
+    ]
+
+
+def test_missing_sections_and_keys():
+    lines = problems("loss: {}\ndata:\n  eval: {sources: [mbpp]}\ntrain:\n  max_steps: 3\n")
+    assert [line.partition(": is required: ")[0] for line in lines] == [
+        "recipe.yaml: run",
+        "recipe.yaml:2: data.train",
+        "recipe.yaml:4: train.algo",
+    ]
+    assert lines[2].endswith("one of baseline-mtp, critic-wmtp, rho1-wmtp, diff-wmtp")
+
+
+def test_keys_in_the_wrong_file():
+    lines = problems(LEAST + "seed: 3\n", "loss: {}\n")
+    assert lines == [
+        "recipe.yaml:4: seed = 3: belongs in the config file, not in the recipe",
+        "config.yaml:1: loss = {}: belongs in the recipe, not in the config file",
+    ]
+
+
+def test_everything_wrong_with_both_files_at_once():
+    recipe = (
+        "run: {name: 5}\n"
+        "train: {algo: critic-wmpt, max_stepz: 3, full_finetune: false}\n"
+        "data: {train: {sources: [contest]}}\n"
+        "model:\n  horizon: 1\n  detach_heads: true\n"
+        "pretrain: {early_stopping: {enabled: true, monitor: valu_loss, patience: 0}}\n"
+        "rho1: {min_ce_diff: -1}\n"
+        "eval: {metrics: [humaneval_exact]}\n"
+    )
+    config = "devices: {num_proc: 0}\npaths: {modells: {}, datasets: {humaneval: 3}}\n"
+    lines = problems(recipe, config, "sed=1", "log_interval=0")
+    assert [line.split(": ")[0] + " " + line.split(": ")[1].split(" = ")[0] for line in lines] == [
+        "--set sed=1 unknown key sed, did you mean `seed`?",
+        "recipe.yaml:1 run.name",
+        "recipe.yaml:2 train.algo",
+        "recipe.yaml:2 train.max_stepz",
+        "recipe.yaml:2 train.full_finetune",
+        "recipe.yaml:3 data.train.sources[0]",  # contest has no path
+        "recipe.yaml:6 model.detach_heads",
+        "recipe.yaml:7 pretrain.early_stopping.patience",
+        "recipe.yaml:7 pretrain.early_stopping.monitor",
+        "recipe.yaml:8 rho1.min_ce_diff",
+        "config.yaml:1 devices.num_proc",
+        "config.yaml:2 paths.datasets.humaneval",  # and so nothing about the metric that needs it
+        "config.yaml:2 paths.modells",
+        "--set log_interval=0 must be a whole number at least 1 (steps between two lines of metrics)",
+    ]
+
+
+def test_a_broken_file_hides_no_problem_of_the_other():
+    lines = problems("run: [\n", "seed: x\n")
+    assert lines[0].startswith("recipe.yaml:2: not valid YAML")
+    assert lines[1].startswith('config.yaml:1: seed = "x": must be a whole number')
+    assert len(lines) == 2
+
+
+def test_an_empty_config_is_refused_and_a_written_one_may_be_empty():
+    assert problems(LEAST, "") == ["config.yaml: is empty; write the sections into it"]
+    accept(config="{}")
+
+
+def test_long_values_are_cut():
+    (line,) = problems(LEAST, None, f"loss={{control: {'x' * 500}}}")
+    assert len(line) < 350
+
+
+# The algorithms and their sections
+
+
+@pytest.mark.parametrize("name", ["critic", "rho1"])
+def test_algorithm_needs_its_section(name):
+    recipe = LEAST.replace("baseline-mtp", f"{name}-wmtp")
+    assert problems(recipe) == [
+        f'recipe.yaml:2: train.algo = "{name}-wmtp": needs the section `{name}`; '
+        f"write `{name}: {{}}` to take its defaults"
+    ]
+    accept(recipe + f"{name}: {{}}")
+
+
+@pytest.mark.parametrize("algo", ["baseline-mtp", "rho1-wmtp", "diff-wmtp"])
+def test_pretraining_is_for_the_critic_alone(algo):
+    recipe = LEAST.replace("baseline-mtp", algo) + "rho1: {}\n"
+    assert problems(recipe + "pretrain: {lr: 1e-3}\n") == [
+        "recipe.yaml:5: pretrain.enabled: critic-wmtp alone pretrains, "
+        f"`train.algo` is {algo}; write false here or remove `pretrain`"
+    ]
+    accept(recipe + "pretrain: {enabled: false}\n")
+
+
+def test_critic_without_pretraining_is_allowed():
+    accept(LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n")
+
+
+def test_rewards_need_a_model_unless_pseudo_rewards_are_allowed():
+    recipe = LEAST.replace("baseline-mtp", "critic-wmtp") + "pretrain: {}\ncritic: {use_pseudo_rewards: false}\n"
+    assert problems(recipe) == [
+        "recipe.yaml:5: critic.use_pseudo_rewards = false: there is no reward model; "
+        "set `paths.models.rm` in the config, or write true here"
+    ]
+    accept(recipe, "paths.models.rm=some/model")
+    accept(recipe, "critic.target=verified")
+    accept(recipe, "pretrain.enabled=false")
+
+
+# The heads
+
+
+@pytest.mark.parametrize(
+    "override", ["model.detach_heads=true", "model.head_warmup_steps=5", "train.full_finetune=false"]
+)
+def test_one_head_has_no_extra_heads(override):
+    (line,) = problems(LEAST, None, "model.horizon=1", override)
+    assert line.startswith(f"--set {override}: `model.horizon: 1` has no extra heads")
+    accept(LEAST, override)
+    accept(LEAST, "model.horizon=1")
+
+
+def test_coefficients_with_mean_one():
+    recipe = accept(LEAST, "model.head_coefficients=[2, 1, 1, 0]")
+    assert recipe.model.head_coefficients == (2.0, 1.0, 1.0, 0.0)
+    accept(LEAST, "model.head_coefficients=[1.0000009, 1, 1, 1]")
+    problems(LEAST, None, "model.head_coefficients=[1.00001, 1, 1, 1]")
+
+
+# Stopping
+
+
+@pytest.mark.parametrize(
+    "monitor", ["loss", "wmtp_loss", "grad_norm", "lr", "eval_loss", "loss_h1", "loss_h4", "eval_loss_h4"]
+)
+def test_metrics_of_stage_2(monitor):
+    accept(LEAST, f"train.early_stopping={{{STOP}: {monitor}}}")
+
+
+@pytest.mark.parametrize("monitor", ["loss", "value_loss", "grad_norm", "value_variance", "explained_variance"])
+def test_metrics_of_stage_1(monitor):
+    recipe = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
+    accept(recipe, f"pretrain.early_stopping={{{STOP}: {monitor}}}")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "near"),
+    [
+        ("eval_los", "eval_loss"),
+        ("value_los", ""),
+        ("loss_h5", "loss_h"),
+        ("eval_loss_h5", "eval_loss_h"),
+        ("Loss", "loss"),
+    ],
+)
+def test_a_metric_that_stage_2_does_not_have(monitor, near):
+    (line,) = problems(LEAST + f"train:\n  early_stopping: {{{STOP}: {monitor}}}\n".replace("train:\n", "#\n#"), None,
+                       f"train.early_stopping={{{STOP}: {monitor}}}")  # fmt: skip
+    assert f'train.early_stopping.monitor = "{monitor}": this stage has no such metric; ' in line
+    assert f"did you mean {near}" in line or not near
+    assert line.endswith("There are loss, wmtp_loss, grad_norm, lr, eval_loss, loss_h<head>, eval_loss_h<head>")
+
+
+def test_a_metric_that_stage_1_does_not_have():
+    recipe = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
+    (line,) = problems(recipe, None, f"pretrain.early_stopping={{{STOP}: eval_loss}}")
+    assert "did you mean value_loss?" in line
+    assert line.endswith("There are loss, value_loss, grad_norm, value_variance, explained_variance")
+
+
+def test_a_monitor_that_is_not_used_is_not_checked():
+    accept(LEAST, "train.early_stopping.monitor=whatever")
+
+
+def test_restore_best_needs_a_metric_of_evaluations():
+    (line,) = problems(LEAST, None, f"train.early_stopping={{{STOP}: loss, restore_best: true}}")
+    assert "train.early_stopping.restore_best = true: the best step is known only for a metric measured" in line
+    assert "write `monitor: eval_loss`" in line
+    accept(LEAST, f"train.early_stopping={{{STOP}: eval_loss_h2, restore_best: true}}")
+    critic = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
+    accept(critic, f"pretrain.early_stopping={{{STOP}: value_loss, restore_best: true}}")
+
+
+def test_variance_bounds_in_the_wrong_order():
+    (line,) = problems(LEAST, None, "train.early_stopping={variance_min: 3, variance_max: 1}")
+    assert ": train.early_stopping.variance_min = 3: " in line
+    assert "above variance_max" in line
+
+
+def test_problems_that_only_show_once_others_are_mended_are_reported_too():
+    lines = problems(LEAST, None, "train.early_stopping={variance_min: 3, variance_max: 1, patience: 0}")
+    assert len(lines) == 2
+
+
+# Data
+
+
+def test_sources_need_a_path():
+    recipe = LEAST.replace("[mbpp]", "[mbpp, custom]")
+    assert problems(recipe) == [
+        'recipe.yaml:3: data.train.sources[1] = "custom": `paths.datasets.custom` is not set in the config; '
+        "set it to where the data lies"
+    ]
+    accept(recipe, "paths.datasets.custom=x.jsonl")
+
+
+def test_metrics_need_a_path():
+    (line,) = problems(LEAST + "eval: {metrics: [mbpp_exact, humaneval_pass@1]}\n")
+    assert line.startswith(
+        'recipe.yaml:4: eval.metrics[1] = "humaneval_pass@1": `paths.datasets.humaneval` is not set in the config'
+    )
+
+
+def test_evaluation_may_use_what_training_may_not():
+    accept(LEAST, "data.eval={sources: [humaneval]}", "paths.datasets.humaneval=x.jsonl")
+
+
+def test_pass_at_k_with_enough_programs():
+    accept(LEAST, "eval.metrics=[mbpp_pass@5, mbpp_exact]", "eval.sampling.n=5")
+
+
+# Overrides
+
+
+def test_overrides_reach_either_file():
+    Path("recipe.yaml").write_text(LEAST + "loss: {lambda: 0.5, epsilon: 0.1}\n")
+    Path("config.yaml").write_text("seed: 1\n")
+    settings = load_settings(
+        "recipe.yaml",
+        "config.yaml",
+        ["loss.lambda=1e-1", "seed=9", "data.train.sources=[contest]", "paths.datasets.contest=c.jsonl",
+         "model={horizon: 2, head: residual}", "run.name=no", "train.max_steps=5", "train.max_steps=6"],
+    )  # fmt: skip
+    recipe, config = settings.recipe, settings.config
+    assert (recipe.loss.lambda_, recipe.loss.epsilon) == (0.1, 0.1)
+    assert config.seed == 9
+    assert recipe.data.train.sources == ("contest",)
+    assert (recipe.model.horizon, recipe.model.head) == (2, "residual")
+    assert recipe.run.name == "no"
+    assert recipe.train.max_steps == 6
+
+
+def test_an_override_by_another_name_replaces_the_file_s():
+    assert accept(LEAST + "loss: {weight_temperature: 0.7}\n", "loss.temperature=2").loss.weight_temperature == 2
+    assert accept(LEAST + "loss: {temperature: 0.7}\n", "loss.weight_temperature=2").loss.weight_temperature == 2
+    assert accept(LEAST, "loss={temperature: 2}").loss.weight_temperature == 2
+
+
+def test_an_override_mends_the_file():
+    accept(LEAST + "loss:\n  lambda: 7\n", "loss.lambda=0.7")
+
+
+def test_null_takes_an_optional_section_away():
+    recipe = LEAST + "pretrain: {}\n"
+    problems(recipe)
+    assert accept(recipe, "pretrain=").pretrain is None
+
+
+def test_each_loader_alone():
+    Path("recipe.yaml").write_text(LEAST)
+    assert load_recipe("recipe.yaml", ["loss.lambda=1"]).loss.lambda_ == 1
+    assert load_config(overrides=["seed=5"]).seed == 5
+    with pytest.raises(SettingsError, match=r"^--set seed=5: unknown key seed"):
+        load_recipe("recipe.yaml", ["seed=5"])
+    with pytest.raises(SettingsError, match=r"^config: devices: |^--set devices\.num_proc=0: must be"):
+        load_config(None, ["devices.num_proc=0"])
+
+
+def test_models_made_in_python_get_the_same_checks():
+    recipe = Recipe.model_validate(
+        {"run": {"name": "x"}, "train": {"algo": "rho1-wmtp"}, "data": {"train": {"sources": ["contest"]}}}
+    )
+    with pytest.raises(SettingsError) as caught:
+        check_settings(recipe, load_config())
+    first, second = str(caught.value).split("\n")
+    assert first.startswith('recipe: train.algo = "rho1-wmtp": needs the section `rho1`')
+    assert second.startswith('recipe: data.train.sources[0] = "contest": `paths.datasets.contest` is not set')
