@@ -142,7 +142,7 @@ def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar) -> Trac
         experiment=config.mlflow.experiment or config.project,
         run_name=recipe.run.name,
         params={**dict(_flat(recipe.model_dump(mode="json", by_alias=True))), "seed": config.seed},
-        tags={tag: "true" for tag in recipe.run.tags},
+        tags=dict.fromkeys(recipe.run.tags, "true"),
         run_id_file=folder.mlflow_run_id,
         say=screen.say,
     )

@@ -101,13 +101,13 @@ def random_config(rng):
 
 def random_history(rng, monitor):
     """Values on a grid, so that differences often equal `min_delta` exactly; glitches, gaps, metrics of other names."""
-    sick, holes, level, step, history = rng.random() < 0.4, rng.random() * 0.3, 4.0, 0, []
-    drift = rng.choice([[-0.25, -0.5, -0.25, 0.0], [-0.25, 0.0, 0.25], [0.0], [0.25, 0.5], [-1.0, 1.0]])
-    nonfinite = rng.choice([0.0, 0.1, 0.5])
+    sick, holes, level, step, history = rng.random() < 0.4, rng.random() * 0.3, rng.choice([4.0, 1.0, -2.0]), 0, []
+    drift = rng.choice([[-0.25, -0.5, -0.25, 0.0], [-0.25, 0.0, 0.25], [0.0], [0.25, 0.5], [-1.0, 1.0], [-0.75]])
+    nonfinite, turn = rng.choice([0.0, 0.1, 0.5]), rng.choice([4, 8])
     bad = [math.nan, math.inf, -math.inf]
     for i in range(rng.randrange(5, 20)):
         step += rng.choice([1, 1, 2])
-        level += rng.choice(drift) if i < 8 or not sick else rng.choice([0.25, 1.0, 4.0])
+        level += rng.choice(drift) if i < turn or not sick else rng.choice([0.25, 1.0, 4.0])
         values = {
             monitor: rng.choice(bad) if rng.random() < nonfinite else level + rng.choice([0.0, 0.0, 0.05]),
             "grad_norm": rng.choice([0.5, 0.9, 1.0, 1.1, 30.0, *(bad if rng.random() < nonfinite else [])]),

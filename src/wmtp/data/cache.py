@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -88,7 +89,7 @@ def open_or_build(folder: Path, key: str, build: Callable[[], TokenStore]) -> To
             _write(built, new)
             store = _open(new)  # before the rename: what is mapped stays valid, whoever replaces the folder
             assert store is not None, "a store just written reads back"
-            _publish(new, final, Path(temporary) / "old")
+            _publish(new, final)
     except OSError as error:
         raise DataError(
             f"can't write the token cache in {folder}: {error}; free space or choose another folder"
@@ -96,14 +97,17 @@ def open_or_build(folder: Path, key: str, build: Callable[[], TokenStore]) -> To
     return store
 
 
-def _publish(new: Path, final: Path, old: Path) -> None:
-    try:
-        new.rename(final)
-    except OSError:  # not empty: another process was faster, or it is the damaged one
-        if _open(final) is None:
-            if final.exists():
-                final.rename(old)
+def _publish(new: Path, final: Path) -> None:
+    for last in (False, True):
+        try:
             new.rename(final)
+            return
+        except OSError:  # not empty: another process was faster, or it is the damaged one
+            if _open(final) is not None:
+                return
+            if last:
+                raise
+            shutil.rmtree(final, ignore_errors=True)
 
 
 def _write(store: TokenStore, folder: Path) -> None:

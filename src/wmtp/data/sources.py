@@ -75,9 +75,12 @@ def load_examples(source: Source, location: Location, split: Split, key: str = "
     """
     if source == "humaneval" and split != "test":
         raise DataError(f"{key}: humaneval is for evaluation only, it has no {split} data: take it from data.{split}")
+    builtin = (location if isinstance(location, str) else location.get(split)) == BUILTIN
+    if builtin and source != "mbpp":
+        raise DataError(f"{key}: {BUILTIN} are in the form of MBPP: name them as the location of mbpp, not {source}")
     rows, undivided = read_rows(location, split, key)
-    if source == "mbpp":
-        rows = _official(rows, split, undivided, key) if location != BUILTIN else rows
+    if source == "mbpp" and not builtin:
+        rows = _official(rows, split, undivided, key)
     examples = _convert(rows, _CONVERTERS[source], location, key)
     if not examples:
         raise DataError(f"{key}: {location!r} holds no {source} example for {split}")

@@ -44,8 +44,8 @@ def checkpoint_keys(path: Path) -> list[str]:
     for file in sorted(path.glob("*.safetensors")):
         if file.name != HEADS_FILE:
             try:
-                with safe_open(file, framework="pt") as tensors:
-                    keys += tensors.keys()
+                with safe_open(file, framework="pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
+                    keys += cast("list[str]", tensors.keys())
             except (OSError, RuntimeError, ValueError) as error:
                 raise ModelError(f"{file}: not a safetensors file that can be read: {error}") from error
     return keys

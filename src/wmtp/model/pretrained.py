@@ -8,6 +8,7 @@ made, on one tiny batch: what we compute must equal the library's own logits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,10 +33,10 @@ class CausalTrunk(nn.Module):
         """Find the parts of `lm`; `ModelError` names what is missing. `name` is used in messages."""
         super().__init__()
         self.lm, self.name = lm, name
-        decoder = cast(nn.Module, lm.base_model)
+        decoder = lm.base_model
         layers = [m for m in decoder.children() if isinstance(m, nn.ModuleList)]
         norms = [m for n, m in decoder.named_children() if n in FINAL_NORMS]
-        unembedding = lm.get_output_embeddings()
+        unembedding = cast("nn.Module | None", lm.get_output_embeddings())
         if len(layers) != 1 or len(norms) != 1 or not isinstance(unembedding, nn.Linear):
             raise ModelError(
                 f"{name}: a {type(lm).__name__} can't be a trunk: its decoder layers, final norm or unembedding were not "
@@ -129,7 +130,7 @@ def load_trunk(folder: Path | str, *, native_mtp: Literal["refuse", "drop"], see
     if name == BUILTIN_TINY:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            lm = AutoModelForCausalLM.from_config(LlamaConfig(**cast(Any, tiny_config())))
+            lm = cast(PreTrainedModel, AutoModelForCausalLM.from_config(LlamaConfig(**cast(Any, tiny_config()))))
     else:
         path = Path(folder)
         keys = native_mtp_keys(checkpoint_keys(path), path)
@@ -151,7 +152,8 @@ def _from_files(path: Path) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        # The library's annotation forgets that with the loading info it returns a pair.
+        loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -160,7 +162,8 @@ def _from_files(path: Path) -> PreTrainedModel:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-    absent = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    lm, info = cast("tuple[PreTrainedModel, dict[str, Iterable[Any]]]", loaded)
+    absent = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
     if absent:
         raise ModelError(
             f"{path}: {len(absent)} weights are missing or of another shape (such as {absent[0]}); "
@@ -168,7 +171,6 @@ def _from_files(path: Path) -> PreTrainedModel:
         )
     if gguf_file:
         # Its weights are plain fp32 now; left marked as quantised, the library would refuse to save them.
-        lm.hf_quantizer = None
-        lm.config.quantization_config = None
-        del lm.config.quantization_config
+        vars(lm).pop("hf_quantizer", None)
+        vars(lm.config).pop("quantization_config", None)
     return lm

@@ -6,12 +6,12 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import fsspec
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
 from wmtp.errors import ModelError
 from wmtp.model.builtin import BUILTIN_TINY, tokenizer_file
@@ -42,7 +42,7 @@ def fetch_model(location: str, cache: Path) -> str:
         return location
     if "://" in location:
         target = cache / "models" / location.replace("://", "--").replace("/", "--")
-        files, path = fsspec.url_to_fs(location)
+        files, path = cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.url_to_fs(location))
         if not files.exists(path):
             raise ModelError(f"paths.models.base: {location}: nothing there")
         files.get(path, str(target), recursive=not location.endswith(".gguf"))

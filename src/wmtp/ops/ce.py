@@ -10,7 +10,7 @@ the weights of a weighted loss may depend on the very cross-entropies that come 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)  # pyright: ignore
+        return cast(Tensor, _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype))
 
 
 def _blocks(n: int, vocabulary: int, kind: str) -> list[slice]:
@@ -79,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_ce: Tensor):
+    def backward(ctx: Any, grad_ce: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, targets, lse = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         h = hidden.to(ctx.dtype)

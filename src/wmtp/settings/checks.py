@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from wmtp.settings.config import Config, DatasetSplits
-from wmtp.settings.document import KeyPath
+from wmtp.settings.document import KeyPath, show_text
 from wmtp.settings.explain import nearest
 from wmtp.settings.recipe import DataPart, Recipe
 
@@ -34,6 +34,8 @@ class Finding:
 
 _ALGO: KeyPath = ("train", "algo")
 _HORIZON: KeyPath = ("model", "horizon")
+_STAGE1_METRICS = ("loss", "value_loss", "grad_norm", "value_variance", "explained_variance")
+_STAGE2_METRICS = ("loss", "wmtp_loss", "grad_norm", "lr", "eval_loss")
 
 
 def check_recipe(recipe: Recipe) -> Iterator[Finding]:
@@ -148,36 +150,36 @@ def _check_data(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _check_stopping(recipe: Recipe) -> Iterator[Finding]:
-    heads = range(1, recipe.model.horizon + 1)
-    stage1 = ["loss", "value_loss", "grad_norm", "value_variance", "explained_variance"]
-    stage2 = ["loss", "wmtp_loss", "grad_norm", "lr", "eval_loss"]
-    stage2 += [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in heads]
     pretrain = recipe.pretrain
     if pretrain and pretrain.enabled and pretrain.early_stopping.enabled:
-        yield from _check_monitor(("pretrain",), pretrain.early_stopping.monitor, stage1)
+        yield from _check_monitor(("pretrain",), pretrain.early_stopping.monitor, _STAGE1_METRICS)
     stopping = recipe.train.early_stopping
     if not stopping.enabled:
         return
-    yield from _check_monitor(("train",), stopping.monitor, stage2)
+    yield from _check_monitor(("train",), stopping.monitor, _STAGE2_METRICS, recipe.model.horizon)
     if stopping.restore_best and not stopping.monitor.startswith("eval_"):
         yield Finding(
             ("train", "early_stopping", "restore_best"),
-            f"the best step is known only for a metric measured at evaluations, not for {stopping.monitor}; "
+            f"the best step is known only for a metric measured at evaluations, not for {show_text(stopping.monitor)}; "
             "write `monitor: eval_loss` beside it, or false here",
             (("train", "early_stopping", "monitor"),),
         )
 
 
-def _check_monitor(stage: KeyPath, monitor: str, metrics: list[str]) -> Iterator[Finding]:
-    if monitor not in metrics:
-        near = nearest(monitor, metrics)
-        cure = f"did you mean {near}? " if near else ""
-        here = (*stage, "early_stopping")
-        yield Finding(
-            (*here, "monitor"),
-            f"this stage has no such metric; {cure}There are {_abridged(metrics)}",
-            (_HORIZON, (*here, "enabled"), (*stage, "enabled")),
-        )
+def _check_monitor(stage: KeyPath, monitor: str, metrics: tuple[str, ...], heads: int = 0) -> Iterator[Finding]:
+    of_head = re.fullmatch(r"(?:eval_)?loss_h([1-9]\d{0,8})", monitor)
+    if monitor in metrics or (of_head and int(of_head[1]) <= heads):
+        return
+    own = [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in range(1, min(heads, 64) + 1)]
+    near = nearest(monitor, [*metrics, *own])
+    cure = f"did you mean {near}? " if near else ""
+    per_head = f", and per head loss_h1.. and eval_loss_h1.., up to {heads}" if heads else ""
+    here = (*stage, "early_stopping")
+    yield Finding(
+        (*here, "monitor"),
+        f"this stage has no such metric; {cure}There are {', '.join(metrics)}{per_head}",
+        (_HORIZON, (*here, "enabled"), (*stage, "enabled")),
+    )
 
 
 def _check_metrics(recipe: Recipe) -> Iterator[Finding]:
@@ -214,9 +216,3 @@ def _only_for_evaluation(path: KeyPath, source: str) -> bool:
 def _repeated(items: tuple[Item, ...]) -> Iterator[tuple[int, Item]]:
     """The items that stand further ahead already."""
     return ((i, item) for i, item in enumerate(items) if item in items[:i])
-
-
-def _abridged(metrics: list[str]) -> str:
-    """The names, heads' own metrics as one name each."""
-    names = [re.sub(r"_h\d+$", "_h<head>", metric) for metric in metrics]
-    return ", ".join(dict.fromkeys(names))

@@ -78,7 +78,7 @@ class Document:
         for key in path:
             if isinstance(value, dict):
                 value = value.get(str(key))
-            elif isinstance(value, list):
+            elif isinstance(value, list) and int(key) < len(value):
                 value = value[int(key)]
             else:
                 return None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from wmtp.settings.document import KeyPath, show
+from wmtp.settings.document import KeyPath, show, show_text
 from wmtp.settings.recipe import RETIRED
 from wmtp.settings.schema import Schema
 from wmtp.types import JSON
@@ -147,7 +147,7 @@ def _cure(node: Schema, value: JSON) -> str:
         case "integer" | "number", str() if re.fullmatch(r"[-+]?[0-9][0-9_,]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?", value):
             return f"; write {re.sub('[_,]', '', value)}, without quotes"
         case "array", str() | int() | float() if not isinstance(value, bool):
-            return f"; write [{value if isinstance(value, str) else show(value)}]"
+            return f"; write [{show_text(value) if isinstance(value, str) else show(value)}]"
         case "object", None:
             return "; it is empty, write keys below it or remove it"
         case _:

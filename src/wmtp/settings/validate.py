@@ -45,7 +45,7 @@ def validate(kind: type[M], file: Document) -> M:
         _report(kind, file, found)
         # Each round takes more of what is wrong out, so this ends.
         assert len(file.bad) > known or data is file.data, found
-        data = _merged(_STAND_INS[kind], _without(file.data, file.bad))
+        data = _merged(_STAND_INS[kind], _without(file.data, file.bad | _lost_sections(file)))
 
 
 def _report(kind: type[BaseModel], file: Document, errors: Iterable[ErrorDetails]) -> None:
@@ -53,7 +53,7 @@ def _report(kind: type[BaseModel], file: Document, errors: Iterable[ErrorDetails
     known = Document(file.name, bad=set(file.bad))
     for error in errors:
         path = _path_in_file(error["loc"])
-        if known.is_bad(path) or error["type"] == "default_factory_not_called":
+        if known.is_bad(path) or _is_echo(error, file.get(path)):
             continue
         cause = error.get("ctx", {}).get("error")
         if error["type"] in _UNKNOWN_KEY:
@@ -70,6 +70,11 @@ def _report(kind: type[BaseModel], file: Document, errors: Iterable[ErrorDetails
             file.report(path, explain.wrong_value(schema, path, file.get(path)))
 
 
+def _is_echo(error: ErrorDetails, value: JSON) -> bool:
+    """Whether pydantic only says what follows from another error: it doesn't count items that are wrong."""
+    return error["type"] == "default_factory_not_called" or (error["type"] == "too_short" and bool(value))
+
+
 def _path_in_file(loc: tuple[str | int, ...]) -> KeyPath:
     """Pydantic's location without the tag that it puts behind the path of a data set."""
     return loc[:3] + loc[4:] if loc[:2] == ("paths", "datasets") and len(loc) > 3 else loc
@@ -81,6 +86,11 @@ def _wrong_file(path: KeyPath) -> str:
     if path[0] in Recipe.model_fields and len(path) == 1:
         return "belongs in the recipe, not in the config file"
     return ""
+
+
+def _lost_sections(file: Document) -> set[KeyPath]:
+    """Optional sections that can't do without what is wrong in them."""
+    return {path[:-1] for path in file.bad if path == ("data", "eval", "sources")}
 
 
 def _without(data: dict[str, JSON], paths: Iterable[KeyPath]) -> dict[str, JSON]:

@@ -161,15 +161,11 @@ def load_tensors(checkpoint: Checkpoint, like: Mapping[str, Any]) -> None:
         saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
         differences = _differences(saved, flat)
         if differences:
-            raise CheckpointError(
-                f"{checkpoint.path} is of another model or optimizer: {'; '.join(differences)}"
-            )
+            raise CheckpointError(f"{checkpoint.path} is of another model or optimizer: {'; '.join(differences)}")
         with _plain_errors():
             state_dict_loader.load(flat, storage_reader=reader, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path}: torch {torch.__version__} can't read it: {error}"
-        ) from error
+        raise CheckpointError(f"{checkpoint.path}: torch {torch.__version__} can't read it: {error}") from error
 
 
 def prune(root: Path, keep_last: int, protect: Collection[int], say: Say) -> None:
@@ -275,9 +271,7 @@ def _plain_errors() -> Generator[None]:
             cause: BaseException = next(iter(error.failures.values()))[0]
             # torch.save makes "unexpected pos" of "no space left on device", which is left as the context.
             disk = cause.__context__
-            raise (
-                disk if isinstance(cause, RuntimeError) and isinstance(disk, OSError) else cause
-            ) from error
+            raise (disk if isinstance(cause, RuntimeError) and isinstance(disk, OSError) else cause) from error
 
 
 def _refuse(root: Path, reason: str, needed: int, error: OSError | None = None) -> NoReturn:

@@ -122,9 +122,7 @@ def _lock(path: Path) -> int:
 
 def write_json_atomic(path: Path, value: JSON) -> None:
     """Writes `value` as strict JSON (`json_safe`); after a crash the file holds the old text or the new."""
-    write_text_atomic(
-        path, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_text_atomic(path, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -24,7 +24,6 @@ from wmtp.training.optim import Tensors, load_tensors_into, load_weights_into, t
 from wmtp.training.step import Hardware, evaluate, make_scaler, train_step
 from wmtp.types import JSON, Batch, Observation, Verdict
 
-
 LIMITS = ("max_steps", "epochs_done")
 """Reason codes of a stage that made all its steps. The others are the stopping rule's."""
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from wmtp.training.progress import ProgressBar
+from wmtp.training.run_folder import RunFolder
+from wmtp.training.tracking import MetricsFile, Tracker
+
 from wmtp.errors import CheckpointError
 from wmtp.training import checkpoint
 from wmtp.training.loop import Progress, Stage
 from wmtp.training.optim import Tensors
-from wmtp.training.progress import ProgressBar
-from wmtp.training.run_folder import RunFolder
-from wmtp.training.tracking import MetricsFile, Tracker
 from wmtp.types import JSON, Verdict
 
 
@@ -118,13 +119,12 @@ class Run:
             return
         speed = self._tokens_per_second(progress)
         self.screen.update(step, metrics, speed, verdict)
-        numbers = {key: value for key, value in metrics.items()}
-        numbers |= {"epoch": progress.epoch, "tokens": float(progress.tokens), "tokens_per_s": speed}
+        more = {"epoch": progress.epoch, "tokens": float(progress.tokens), "tokens_per_s": speed}
         distance = verdict.evidence.get("distance")
         if isinstance(distance, int | float):
-            numbers["early_stopping/distance"] = float(distance)
+            more["early_stopping/distance"] = float(distance)
         prefix = "" if stage.name == "train" else f"{stage.name}/"
-        self.tracker.log(step, {prefix + key: value for key, value in numbers.items()})
+        self.tracker.log(step, {prefix + key: value for key, value in (metrics | more).items()})
 
     def _tokens_per_second(self, progress: Progress) -> float:
         (tokens, seconds), self._last_log = self._last_log, (progress.tokens, progress.seconds)

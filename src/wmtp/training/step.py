@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ def _divide(sums: dict[str, Tensor], **more: Tensor) -> dict[str, float]:
     flat = torch.cat(
         [*(sums[name].double() for name in names), *(value.double().reshape(1) for value in more.values())]
     )
-    values = flat.tolist()
+    values = cast("list[float]", flat.tolist())
     pairs = zip(names, values[: 2 * len(names) : 2], values[1 : 2 * len(names) : 2], strict=True)
     means = {name: total / count for name, total, count in pairs if count > 0}
     return means | dict(zip(more, values[2 * len(names) :], strict=True))
@@ -140,7 +141,7 @@ def _fail_unless_finite(metrics: dict[str, float], batch: Batch, scaler: torch.a
     if broken == ["grad_norm"] and scaler.is_enabled() and scaler.get_scale() > SMALLEST_FP16_SCALE:
         return
     if broken:
-        documents = sorted({int(i) for i in batch.documents.unique() if i >= 0})
+        documents = sorted(set(cast("list[int]", batch.documents.flatten().tolist())) - {-1})
         shown = ", ".join(map(str, documents[:16])) + (", ..." if len(documents) > 16 else "")
         values = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         raise TrainingFailedError(

@@ -274,14 +274,10 @@ def test_the_files_share_no_top_level_key():
     assert not set(Recipe.model_fields) & set(Config.model_fields)
 
 
-def _sections(schema):
-    return {"": schema, **schema["$defs"]}
-
-
 @pytest.mark.parametrize("file", ["recipe", "config"])
 def test_schema_is_closed_and_explains_every_key(file):
     schema = json.loads(json.dumps(json_schema()[file]))
-    for name, section in _sections(schema).items():
+    for name, section in {"": schema, **schema["$defs"]}.items():
         assert section["additionalProperties"] is False, name
         for key, field in section["properties"].items():
             assert len(field.get("description", "")) > 5, (name, key)
