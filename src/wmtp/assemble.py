@@ -12,7 +12,7 @@ from typing import assert_never
 
 import torch
 
-from wmtp.data import Example, Loader, TokenStore, load_examples, load_tokenizer, overlap, pad_id, tokenise
+from wmtp.data import Example, Loader, TokenStore, check_disjoint, load_examples, load_tokenizer, pad_id, tokenise
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import DataError, UserError
 from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
@@ -174,7 +174,7 @@ def _data(settings: Settings, tokenizer: Tokenizer, cache: Path, say: Say) -> tu
     """Training and held-out documents, tokenised."""
     data = settings.recipe.data
     examples = {name: _examples(settings, name) for name in ("train", "eval")}
-    if shared := overlap(examples["train"], examples["eval"]):
+    if shared := check_disjoint(examples["train"], examples["eval"]):
         say(f"warning: {shared} of {len(examples['eval'])} held-out documents are in the training data too")
     stores: dict[str, TokenStore] = {}
     for name, part in (("train", data.train), ("eval", data.eval)):
