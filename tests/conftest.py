@@ -1,4 +1,4 @@
-"""What many tests need: one thread, a seed, tiny random models, and batches that are built without the code under test."""
+"""What many tests need: one thread, a seed, tiny random models, and batches built without the code under test."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def make_batch() -> Callable[..., Batch]:
 
 @pytest.fixture(scope="session")
 def random_documents() -> Callable[..., list[Document]]:
-    """(lengths, seed, vocabulary) -> documents of random tokens; every second one begins with a prompt of two tokens."""
+    """(lengths, seed, vocabulary) -> documents of random tokens; every second one begins with a prompt of two."""
 
     def make(lengths: Sequence[int], seed: int = 0, vocabulary: int = VOCABULARY) -> list[Document]:
         generator = torch.Generator().manual_seed(seed)

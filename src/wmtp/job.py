@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,8 +69,8 @@ def train(
         tracker = _tracker(settings, folder, screen)
         try:
             job = assemble(settings, screen.say)
-            run = _run(settings, folder, screen, tracker, preempted, job, resume, allow_change, continue_stopped)
-            done = {stage.name: fit(stage, run) for stage in job.stages}
+            with closing(_run(settings, folder, screen, tracker, preempted, job, resume, allow_change, continue_stopped)) as run:
+                done = {stage.name: fit(stage, run) for stage in job.stages}
             summary = _hand_on(job, done, folder, screen)
         except PreemptedError as error:
             folder.write_status("preempted", reason=preempted.name)
@@ -111,7 +112,7 @@ def _run(
     paths = settings.config.paths.checkpoints
     base = Path(paths.base_path) / settings.recipe.run.name if paths.base_path else folder.checkpoints
     start_from = None if resume in (None, "auto") else Path(cast(str, resume)).absolute()
-    if start_from is not None and start_from.parent.parent != base.absolute():
+    if start_from is not None and (start_from.parent.parent != base.absolute() or not start_from.is_dir()):
         raise CheckpointError(
             f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
         )
@@ -137,13 +138,12 @@ def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar) -> Trac
     if not config.mlflow.enabled:
         return NoTracker()
     return MlflowTracker(
-        tracking_uri=config.mlflow.tracking_uri or f"sqlite:///{Path(config.paths.output).absolute() / 'mlflow.db'}",
-        registry_uri=config.mlflow.registry_uri,
+        config.mlflow.tracking_uri or f"sqlite:///{Path(config.paths.output).absolute() / 'mlflow.db'}",
         experiment=config.mlflow.experiment or config.project,
         run_name=recipe.run.name,
-        params={**dict(_flat(recipe.model_dump(mode="json", by_alias=True))), "seed": config.seed},
+        params={"seed": config.seed, **recipe.model_dump(mode="json", by_alias=True)},
         tags=dict.fromkeys(recipe.run.tags, "true"),
-        run_id_file=folder.mlflow_run_id,
+        id_file=folder.mlflow_run_id,
         say=screen.say,
     )
 

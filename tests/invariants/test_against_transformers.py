@@ -1,4 +1,4 @@
-"""With one head and no weighting, training is plain causal-LM fine-tuning: the library's loss, gradients and `Trainer`."""
+"""With one head and no weighting, training is plain fine-tuning: the library's loss, gradients and `Trainer`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients(kind: str, make_lm: Any, make_batch: Any, random_doc
         assert p.grad is not None
         assert own is not None
         largest = max(largest, float((own - p.grad).abs().max()))
-        assert p.grad.abs().max() > 1e-3, f"{name} has a gradient to compare"
+        assert p.grad.abs().max() > 1e-4, f"{name} has a gradient to compare"
     assert largest <= 1e-6
 
 
@@ -101,7 +101,7 @@ def test_ten_updates_follow_the_trainer(
     schedule: Any, make_lm: Any, make_batch: Any, random_documents: Any, tmp_path: Path
 ) -> None:
     lengths = torch.randint(3, 15, (STEPS * ROWS,), generator=torch.Generator().manual_seed(3)).tolist()
-    rows = make_batch([[document] for document in random_documents(lengths, seed=4)])
+    rows = make_batch([[document] for document in random_documents(lengths, seed=4, vocabulary=8)])
     # Prompts and lengths differ, so the two micro-batches of an update have unequal numbers of targets.
     assert len({int((rows.labels[i : i + MICRO, 1:] != IGNORE).sum()) for i in range(0, STEPS * ROWS, MICRO)}) > 5
     theirs, lm = (make_lm(initializer_range=0.05) for _ in range(2))
@@ -130,9 +130,11 @@ def test_ten_updates_follow_the_trainer(
 
     assert any(norm > CLIP for norm in norms), "clipping is a part of what is compared"
     assert found == pytest.approx(expected, abs=2e-6)
-    assert expected[0] - expected[-1] > 0.02, "it learnt something"
-    moved = max(float((p - start[name]).abs().max()) for name, p in theirs.named_parameters())
-    apart = max(float((lm.get_parameter(name) - p).abs().max()) for name, p in theirs.named_parameters())
-    print(f"{schedule}: losses apart {max(abs(a - b) for a, b in zip(found, expected))}, weights {apart}, moved {moved}")
+    assert expected[0] - expected[-1] > 0.2, "it learnt something"
+    with torch.no_grad():
+        moved = max(float((p - start[name]).abs().max()) for name, p in theirs.named_parameters())
+        apart = max(float((lm.get_parameter(name) - p).abs().max()) for name, p in theirs.named_parameters())
     assert moved > 5e-3
+    # fp32 rounds these weights by 1e-8 each time, and AdamW, which divides by the size of a gradient, magnifies the
+    # rounding of tiny ones: 5e-8 is what is seen here, twenty times below the bound; the way is 5,000 times as long.
     assert apart <= 1e-6

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -68,7 +69,7 @@ def builtin_tasks(split: Split) -> list[dict[str, object]]:
     start = 0
     for name, size in SIZES.items():
         if name == split:
-            return [dict(row) for row in _all_tasks()[start : start + size]]
+            return deepcopy(_all_tasks()[start : start + size])
         start += size
     raise AssertionError(split)
 
@@ -124,7 +125,7 @@ def _fill_piece(draw: _Draw, piece: Piece) -> Filled:
 
 
 def _tests(draw: _Draw, family: Family, name: str, code: str) -> list[str]:
-    """Three asserts that notice a change of any constant or letter in the program; none where no such are found."""
+    """Three asserts that fail the identity and a change of any constant or letter; none where no such are found."""
     function = _load(name, code)
     literals = re.findall(r"\d+|\"\w+\"", code.split(":", 1)[1])
     numbers = [int(x) for x in literals if x.isdigit()]
@@ -138,7 +139,8 @@ def _tests(draw: _Draw, family: Family, name: str, code: str) -> list[str]:
             cases.append((values, result))
         if len(cases) == 3:
             break
-    if len(cases) < 3 or any(_passes(_load(name, mutant), cases) for mutant in _mutants(code)):
+    mutants = (_load(name, mutant) for mutant in _mutants(code))
+    if len(cases) < 3 or _passes(lambda *v: v[0], cases) or any(_passes(mutant, cases) for mutant in mutants):
         return []
     texts = [(", ".join(map(repr, values)), repr(result)) for values, result in draw.shuffled(cases)]
     return [f"assert {name}({arguments}) == {result}".replace("'", '"') for arguments, result in texts]
@@ -150,13 +152,11 @@ def _load(name: str, code: str) -> Callable[..., object]:
     return space[name]
 
 
-def _mutants(code: str) -> list[str]:
+def _mutants(code: str) -> Iterator[str]:
     """The program with one literal changed, for each literal of its body."""
     head, body = code.split(":", 1)
-    return [
-        f"{head}:{body[: m.start()]}{_other(m[0])}{body[m.end() :]}"
-        for m in re.finditer(r"\d+|\"\w+\"", body)
-    ]
+    for m in re.finditer(r"\d+|\"\w+\"", body):
+        yield f"{head}:{body[: m.start()]}{_other(m[0])}{body[m.end() :]}"
 
 
 def _other(literal: str) -> str:
@@ -198,5 +198,9 @@ def _number(draw: _Draw, constants: list[int]) -> int:
 
 
 def _word(draw: _Draw, letters: str) -> str:
-    wanted = [w for w in WORDS if any(c in w for c in letters)] if letters and draw.chance(0.6) else WORDS
-    return draw.pick(wanted)
+    return draw.pick(_words_with(letters) if letters and draw.chance(0.6) else WORDS)
+
+
+@cache
+def _words_with(letters: str) -> list[str]:
+    return [word for word in WORDS if any(letter in word for letter in letters)]

@@ -69,17 +69,35 @@ NUMBERS = (
         "{m.tag}_or_{m2.tag}",
         "if {c.code:n}:\n        return {m.code:n}\n    return {m2.code:n}",
     ),
-    Family("whole", "{m.text:the sum of the digits of a number}", "digits_{m.tag}", "{m.code:sum(int(d) for d in str(n))}"),
-    Family("whole",
+    Family(
+        "whole", "{m.text:the sum of the digits of a number}", "digits_{m.tag}", "{m.code:sum(int(d) for d in str(n))}"
+    ),
+    Family(
+        "whole",
         "check if the sum of the digits of a number is {c.text}",
         "digits_{c.tag}",
         "{c.code:sum(int(d) for d in str(n))}",
     ),
     Family("whole", "{m.text:each digit of a number}", "{m.tag}_digits", "[{m.code:int(d)} for d in str(n)]"),
-    Family("upto", "list the numbers from 1 to n that are {c.text}", "list_{c.tag}", "[i for i in range(1, n + 1) if {c.code:i}]"),
-    Family("upto", "sum the numbers from 1 to n that are {c.text}", "sum_{c.tag}", "sum(i for i in range(1, n + 1) if {c.code:i})"),
+    Family(
+        "upto",
+        "list the numbers from 1 to n that are {c.text}",
+        "list_{c.tag}",
+        "[i for i in range(1, n + 1) if {c.code:i}]",
+    ),
+    Family(
+        "upto",
+        "sum the numbers from 1 to n that are {c.text}",
+        "sum_{c.tag}",
+        "sum(i for i in range(1, n + 1) if {c.code:i})",
+    ),
     Family("upto", "{m.text:each number from 1 to n}", "{m.tag}_range", "[{m.code:i} for i in range(1, n + 1)]"),
-    Family("upto", "{m.text:each number from 1 to n} and find the {r.text}", "{r.tag}_{m.tag}", "{r.code:{m.code:i} for i in range(1, n + 1)}"),
+    Family(
+        "upto",
+        "{m.text:each number from 1 to n} and find the {r.text}",
+        "{r.tag}_{m.tag}",
+        "{r.code:{m.code:i} for i in range(1, n + 1)}",
+    ),
     Family("upto", "count down from n in steps of {k}", "count_down", "list(range(n, 0, -{k}))"),
     Family("upto", "list the first n multiples of {k}", "multiples_of", "[{k} * i for i in range(1, n + 1)]"),
     Family("a, b", "find the {b.text} of two numbers and {m.text:it}", "{b.tag}_{m.tag}", "{m.code:{b.code}}"),
@@ -91,34 +109,115 @@ NUMBERS = (
 
 LISTS = (
     Family("nums", "keep the numbers in a list that are {c.text}", "keep_{c.tag}", "[x for x in nums if {c.code:x}]"),
-    Family("nums", "remove the numbers in a list that are {c.text}", "remove_{c.tag}", "[x for x in nums if not {c.code:x}]"),
+    Family(
+        "nums",
+        "remove the numbers in a list that are {c.text}",
+        "remove_{c.tag}",
+        "[x for x in nums if not {c.code:x}]",
+    ),
     Family("nums", "{m.text:each number in a list}", "{m.tag}_each", "[{m.code:x} for x in nums]"),
-    Family("nums", "{m.text:each number in a list that is {c.text}}", "{m.tag}_{c.tag}", "[{m.code:x} for x in nums if {c.code:x}]"),
-    Family("nums", "{m.text:each number in a list} and then {m2.text:it}", "{m.tag}_{m2.tag}", "[{m2.code:{m.code:x}} for x in nums]"),
-    Family("nums", "find the sum of the numbers in a list that are {c.text}", "sum_{c.tag}", "sum(x for x in nums if {c.code:x})"),
-    Family("nums", "count the numbers in a list that are {c.text}", "count_{c.tag}", "len([x for x in nums if {c.code:x}])"),
-    Family("nums", "{m.text:each number in a list} and find the {r.text}", "{r.tag}_{m.tag}", "{r.code:{m.code:x} for x in nums}"),
+    Family(
+        "nums",
+        "{m.text:each number in a list that is {c.text}}",
+        "{m.tag}_{c.tag}",
+        "[{m.code:x} for x in nums if {c.code:x}]",
+    ),
+    Family(
+        "nums",
+        "{m.text:each number in a list} and then {m2.text:it}",
+        "{m.tag}_{m2.tag}",
+        "[{m2.code:{m.code:x}} for x in nums]",
+    ),
+    Family(
+        "nums",
+        "find the sum of the numbers in a list that are {c.text}",
+        "sum_{c.tag}",
+        "sum(x for x in nums if {c.code:x})",
+    ),
+    Family(
+        "nums", "count the numbers in a list that are {c.text}", "count_{c.tag}", "len([x for x in nums if {c.code:x}])"
+    ),
+    Family(
+        "nums",
+        "{m.text:each number in a list} and find the {r.text}",
+        "{r.tag}_{m.tag}",
+        "{r.code:{m.code:x} for x in nums}",
+    ),
     Family("nums", "find the {r.text} of a list and {m.text:it}", "{m.tag}_{r.tag}", "{m.code:{r.code:nums}}"),
     Family("nums", "check if the {r.text} of a list is {c.text}", "{r.tag}_is_{c.tag}", "{c.code:{r.code:nums}}"),
     Family("nums", "check if any number in a list is {c.text}", "any_{c.tag}", "any({c.code:x} for x in nums)"),
     Family("nums", "check if all numbers in a list are {c.text}", "all_{c.tag}", "all({c.code:x} for x in nums)"),
-    Family("nums", "find the first number in a list that is {c.text}", "first_{c.tag}", "next((x for x in nums if {c.code:x}), None)"),
-    Family("nums", "find the positions of the numbers in a list that are {c.text}", "where_{c.tag}", "[i for i, x in enumerate(nums) if {c.code:x}]"),
+    Family(
+        "nums",
+        "find the first number in a list that is {c.text}",
+        "first_{c.tag}",
+        "next((x for x in nums if {c.code:x}), None)",
+    ),
+    Family(
+        "nums",
+        "find the positions of the numbers in a list that are {c.text}",
+        "where_{c.tag}",
+        "[i for i, x in enumerate(nums) if {c.code:x}]",
+    ),
     Family("nums", "find the {r.text} of {p.text:numbers} in a list", "{r.tag}_{p.tag}", "{r.code:{p.code}}"),
-    Family("nums", "take {p.text:numbers} in a list and {m.text:each}", "{m.tag}_{p.tag}", "[{m.code:x} for x in {p.code}]"),
-    Family("nums", "take {p.text:numbers} in a list and keep those that are {c.text}", "{c.tag}_{p.tag}", "[x for x in {p.code} if {c.code:x}]"),
+    Family(
+        "nums", "take {p.text:numbers} in a list and {m.text:each}", "{m.tag}_{p.tag}", "[{m.code:x} for x in {p.code}]"
+    ),
+    Family(
+        "nums",
+        "take {p.text:numbers} in a list and keep those that are {c.text}",
+        "{c.tag}_{p.tag}",
+        "[x for x in {p.code} if {c.code:x}]",
+    ),
     Family("nums", "{o.text:a list} and then {o2.text:it}", "{o.tag}_{o2.tag}", "{o2.code:{o.code:nums}}"),
     Family("nums", "count how often {k} occurs in a list", "count_value", "nums.count({k})"),
     Family("nums", "check if {k} or {k2} is in a list", "has_either", "{k} in nums or {k2} in nums"),
     Family("nums", "replace {k} by {k2} in a list", "replace_value", "[{k2} if x == {k} else x for x in nums]"),
-    Family("nums", "{m.text:the numbers in a list that are {c.text}} and keep the others", "{m.tag}_if_{c.tag}", "[{m.code:x} if {c.code:x} else x for x in nums]"),
+    Family(
+        "nums",
+        "{m.text:the numbers in a list that are {c.text}} and keep the others",
+        "{m.tag}_if_{c.tag}",
+        "[{m.code:x} if {c.code:x} else x for x in nums]",
+    ),
     Family("nums", "sort a list by the distance to {k}", "sort_distance", "sorted(nums, key=lambda x: abs(x - {k}))"),
-    Family("nums", "sort a list by the remainder after division by {k}", "sort_remainder", "sorted(nums, key=lambda x: x % {k})"),
-    Family("nums", "pair each number in a list with the result if you {m.text:it}", "pair_{m.tag}", "[(x, {m.code:x}) for x in nums]"),
-    Family("nums", "make a dictionary from each number in a list to whether it is {c.text}", "map_{c.tag}", "{{x: {c.code:x} for x in nums}}"),
-    Family("nums", "multiply all numbers in a list and {m.text:the result}", "product_{m.tag}", _LOOP_TOTAL.format(start="1", step="total *= x", result="{m.code:total}")),
-    Family("nums", "add up the numbers in a list until one is {c.text}", "sum_until_{c.tag}", _LOOP_TOTAL.format(start="0", step="if {c.code:x}:\n            break\n        total += x", result="total")),
-    Family("nums", "add up a list and start again at 0 when the total is {c.text}", "reset_{c.tag}", _LOOP_TOTAL.format(start="0", step="total += x\n        if {c.code:total}:\n            total = 0", result="total")),
+    Family(
+        "nums",
+        "sort a list by the remainder after division by {k}",
+        "sort_remainder",
+        "sorted(nums, key=lambda x: x % {k})",
+    ),
+    Family(
+        "nums",
+        "pair each number in a list with the result if you {m.text:it}",
+        "pair_{m.tag}",
+        "[(x, {m.code:x}) for x in nums]",
+    ),
+    Family(
+        "nums",
+        "make a dictionary from each number in a list to whether it is {c.text}",
+        "map_{c.tag}",
+        "{{x: {c.code:x} for x in nums}}",
+    ),
+    Family(
+        "nums",
+        "multiply all numbers in a list and {m.text:the result}",
+        "product_{m.tag}",
+        _LOOP_TOTAL.format(start="1", step="total *= x", result="{m.code:total}"),
+    ),
+    Family(
+        "nums",
+        "add up the numbers in a list until one is {c.text}",
+        "sum_until_{c.tag}",
+        _LOOP_TOTAL.format(start="0", step="if {c.code:x}:\n            break\n        total += x", result="total"),
+    ),
+    Family(
+        "nums",
+        "add up a list and start again at 0 when the total is {c.text}",
+        "reset_{c.tag}",
+        _LOOP_TOTAL.format(
+            start="0", step="total += x\n        if {c.code:total}:\n            total = 0", result="total"
+        ),
+    ),
 )
 
 STRINGS = (
@@ -133,24 +232,64 @@ STRINGS = (
     Family("s", "check if a string {t.text:s} and {t2.text:s}", "{t.tag}_{t2.tag}", "{t.code:s} and {t2.code:s}"),
     Family("s", "check if a string {t.text:s} or {t2.text:s}", "{t.tag}_or_{t2.tag}", "{t.code:s} or {t2.code:s}"),
     Family("s", "{m.text:the length of a string}", "length_{m.tag}", "{m.code:len(s)}"),
-    Family("s", "count the letter {l} in a string and {m.text:the count}", "count_{m.tag}", "{m.code:s.count(\"{l}\")}"),
-    Family("s", "replace the letter {l} by {l2} in a string", "replace_letter", "s.replace(\"{l}\", \"{l2}\")"),
-    Family("s", "find the positions of the letters {l} and {l2} in a string", "find_letters", "[i for i, c in enumerate(s) if c in \"{l}{l2}\"]"),
-    Family("s", "remove the letters {l} and {l2} from a string", "remove_letters", "\"\".join(c for c in s if c not in \"{l}{l2}\")"),
-    Family("s", "put the letter {l} between the letters of a string and {e.text:it}", "join_{e.tag}", "{e.code:\"{l}\".join(s)}"),
-    Family("s", "pad a string on the left with the letter {l} to length {k}", "pad_left", "s.rjust({k}, \"{l}\")"),
+    Family("s", "count the letter {l} in a string and {m.text:the count}", "count_{m.tag}", '{m.code:s.count("{l}")}'),
+    Family("s", "replace the letter {l} by {l2} in a string", "replace_letter", 's.replace("{l}", "{l2}")'),
+    Family(
+        "s",
+        "find the positions of the letters {l} and {l2} in a string",
+        "find_letters",
+        '[i for i, c in enumerate(s) if c in "{l}{l2}"]',
+    ),
+    Family(
+        "s",
+        "remove the letters {l} and {l2} from a string",
+        "remove_letters",
+        '"".join(c for c in s if c not in "{l}{l2}")',
+    ),
+    Family(
+        "s",
+        "put the letter {l} between the letters of a string and {e.text:it}",
+        "join_{e.tag}",
+        '{e.code:"{l}".join(s)}',
+    ),
+    Family("s", "pad a string on the left with the letter {l} to length {k}", "pad_left", 's.rjust({k}, "{l}")'),
     Family("words", "keep the words in a list that {t.text:}", "keep_{t.tag}", "[w for w in words if {t.code:w}]"),
-    Family("words", "remove the words in a list that {t.text:}", "remove_{t.tag}", "[w for w in words if not {t.code:w}]"),
+    Family(
+        "words", "remove the words in a list that {t.text:}", "remove_{t.tag}", "[w for w in words if not {t.code:w}]"
+    ),
     Family("words", "{e.text:each word in a list}", "{e.tag}_each", "[{e.code:w} for w in words]"),
-    Family("words", "{e.text:each word in a list that {t.text:s}}", "{e.tag}_{t.tag}", "[{e.code:w} for w in words if {t.code:w}]"),
-    Family("words", "count the words in a list that {t.text:}", "count_{t.tag}", "len([w for w in words if {t.code:w}])"),
+    Family(
+        "words",
+        "{e.text:each word in a list that {t.text:s}}",
+        "{e.tag}_{t.tag}",
+        "[{e.code:w} for w in words if {t.code:w}]",
+    ),
+    Family(
+        "words", "count the words in a list that {t.text:}", "count_{t.tag}", "len([w for w in words if {t.code:w}])"
+    ),
     Family("words", "check if any word in a list {t.text:s}", "any_{t.tag}", "any({t.code:w} for w in words)"),
     Family("words", "check if all words in a list {t.text:}", "all_{t.tag}", "all({t.code:w} for w in words)"),
-    Family("words", "join the words in a list that {t.text:}", "join_{t.tag}", "\" \".join(w for w in words if {t.code:w})"),
-    Family("words", "find the lengths of the words in a list and {m.text:each}", "lengths_{m.tag}", "[{m.code:len(w)} for w in words]"),
-    Family("words", "find the longest word in a list and {e.text:it}", "longest_{e.tag}", "{e.code:max(words, key=len)}"),
-    Family("words", "sort the words in a list and {e.text:each}", "sort_{e.tag}", "[{e.code:w} for w in sorted(words)]"),
-    Family("words", "make a dictionary from each word in a list to the count of the letter {l}", "letter_counts", "{{w: w.count(\"{l}\") for w in words}}"),
+    Family(
+        "words", "join the words in a list that {t.text:}", "join_{t.tag}", '" ".join(w for w in words if {t.code:w})'
+    ),
+    Family(
+        "words",
+        "find the lengths of the words in a list and {m.text:each}",
+        "lengths_{m.tag}",
+        "[{m.code:len(w)} for w in words]",
+    ),
+    Family(
+        "words", "find the longest word in a list and {e.text:it}", "longest_{e.tag}", "{e.code:max(words, key=len)}"
+    ),
+    Family(
+        "words", "sort the words in a list and {e.text:each}", "sort_{e.tag}", "[{e.code:w} for w in sorted(words)]"
+    ),
+    Family(
+        "words",
+        "make a dictionary from each word in a list to the count of the letter {l}",
+        "letter_counts",
+        '{{w: w.count("{l}") for w in words}}',
+    ),
 )
 
 FAMILIES = NUMBERS + LISTS + STRINGS

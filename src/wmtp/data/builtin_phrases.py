@@ -155,10 +155,12 @@ TRAITS = (
 )
 """Of a string; in the text `@` is the verb's ending ("s" or "")."""
 
-WORDS = (
-    "apple banana bread bridge candle carrot castle circle cloud copper dance desert dragon eagle engine forest "
-    "garden ghost globe grape hammer honey horse island jacket jungle ladder lemon lion lobster magnet marble melon "
-    "metal mirror monkey moon mountain needle night ocean olive orange paper parrot pencil people piano planet "
-    "potato rabbit ribbon river rocket saddle salad sand shadow silver spring stone summer table tiger tomato "
-    "train tree tunnel valley violin water window winter"
-).split()
+_SOME_WORDS = """
+apple banana bread bridge candle carrot castle circle cloud copper dance desert dragon eagle engine forest garden ghost
+globe grape hammer honey horse island jacket jungle ladder lemon lion lobster magnet marble melon metal mirror monkey
+moon mountain needle night ocean olive orange paper parrot pencil people piano planet potato rabbit ribbon river rocket
+saddle salad sand shadow silver spring stone summer table tiger tomato train tree tunnel valley violin water window
+winter
+"""
+WORDS = _SOME_WORDS.split()
+"""What strings in tests are drawn from."""

@@ -8,7 +8,8 @@ made, on one tiny batch: what we compute must equal the library's own logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -148,20 +149,14 @@ def load_trunk(folder: Path | str, *, native_mtp: Literal["refuse", "drop"], see
 def _from_files(path: Path) -> PreTrainedModel:
     folder, gguf_file = gguf_of(path)
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     try:
-        # The library's annotation forgets that with the loading info it returns a pair.
-        loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(
-            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
-        )
+        with _quiet_library():
+            # The library's annotation forgets that with the loading info it returns a pair.
+            loaded = cast(Any, AutoModelForCausalLM.from_pretrained)(
+                folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: not a causal language model that can be loaded: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
     lm, info = cast("tuple[PreTrainedModel, dict[str, Iterable[Any]]]", loaded)
     absent = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
     if absent:
@@ -174,3 +169,23 @@ def _from_files(path: Path) -> PreTrainedModel:
         vars(lm).pop("hf_quantizer", None)
         vars(lm.config).pop("quantization_config", None)
     return lm
+
+
+def save_trunk(trunk: CausalTrunk, folder: Path) -> None:
+    """Save as a plain Hugging Face folder with safetensors weights."""
+    with _quiet_library():
+        trunk.lm.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """No progress bars and no advice from the library: what matters is said in our errors."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -17,7 +17,7 @@ from wmtp.errors import ModelError
 from wmtp.model.builtin import BUILTIN_TINY, tokenizer_file
 from wmtp.model.files import HEADS_FILE, META_FILE, read_meta, write_meta
 from wmtp.model.mtp import HeadKind, MTPModel
-from wmtp.model.pretrained import CausalTrunk, load_trunk
+from wmtp.model.pretrained import CausalTrunk, load_trunk, save_trunk
 
 
 class SavesItself(Protocol):
@@ -106,7 +106,7 @@ def save_model(model: MTPModel, tokenizer: SavesItself, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        model.trunk.lm.save_pretrained(new)
+        save_trunk(model.trunk, new)
         tokenizer.save_pretrained(str(new))
         if model.horizon > 1:
             save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, new / HEADS_FILE)

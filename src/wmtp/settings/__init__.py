@@ -9,11 +9,12 @@ from wmtp.settings.load import (
     load_recipe,
     load_settings,
 )
-from wmtp.settings.recipe import Recipe
+from wmtp.settings.recipe import DataPart, Recipe
 from wmtp.settings.schema import json_schema
 
 __all__ = [
     "Config",
+    "DataPart",
     "DatasetSplits",
     "Recipe",
     "Settings",

@@ -81,7 +81,7 @@ class Progress:
         step: updates made.
         epoch: epochs done, a fraction between two ends.
         tokens: tokens seen, padding not counted.
-        seconds: spent in the stage, over all processes that worked on it.
+        seconds: spent in the stage, over all processes that worked on it; `step_seconds`: in updates alone.
         pending: metrics of a step that is not settled yet. Before the first step there is the held-out loss to measure.
         first, last: metrics of the first and the newest settled step, held-out ones kept until measured anew.
         best_step, best_value: of the stopper's monitor, at evaluations.
@@ -92,6 +92,7 @@ class Progress:
     epoch: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     pending: dict[str, float] | None = field(default_factory=dict[str, float])
     first: dict[str, float] = field(default_factory=dict[str, float])
     last: dict[str, float] = field(default_factory=dict[str, float])
@@ -103,6 +104,10 @@ class Progress:
 
 class RunLog(Protocol):
     """The run that a stage is part of: its checkpoints, its records, and whether it has to go."""
+
+    def begin(self, stage: Stage, progress: Progress) -> None:
+        """Training goes on from `progress`."""
+        ...
 
     def preempted(self) -> bool:
         """Whether a signal asked us to save and leave."""
@@ -138,6 +143,7 @@ def fit(stage: Stage, run: RunLog) -> Progress:
     """
     scaler = make_scaler(stage.hardware)
     now = _restore(stage, run, scaler)
+    run.begin(stage, now)
     stage.model.train()
     while not now.reason:
         started = time.monotonic()
@@ -155,6 +161,7 @@ def fit(stage: Stage, run: RunLog) -> Progress:
 
 
 def _take_step(stage: Stage, now: Progress, scaler: torch.amp.GradScaler) -> None:
+    started = time.monotonic()
     epoch, batch = stage.batches.at(now.step)
     stage.before_step(now.step)
     torch.manual_seed(stage.seed * 1_000_003 + now.step)  # dropout: a function of the step, not of the history
@@ -170,6 +177,7 @@ def _take_step(stage: Stage, now: Progress, scaler: torch.amp.GradScaler) -> Non
     )
     now.step, now.epoch = now.step + 1, epoch
     now.tokens += int((batch.documents >= 0).sum())
+    now.step_seconds += time.monotonic() - started
 
 
 def _settle(stage: Stage, run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> None:

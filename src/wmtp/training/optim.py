@@ -93,7 +93,7 @@ def load_tensors_into(model: nn.Module, optimizer: Optimizer, tensors: Tensors) 
     load_weights_into(model, tensors["model"])
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
-    for key, value in tensors["optimizer"].items():
+    for key, value in tensors.get("optimizer", {}).items():  # none before the first step
         name, _, slot = key.rpartition("/")
         p = parameters[name]
         # A step counter stays where the optimizer keeps it; everything of the parameter's shape goes to its device.

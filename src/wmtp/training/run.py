@@ -59,6 +59,15 @@ class Run:
         self.metrics = MetricsFile(folder.metrics)
         self._last_log = (0, 0.0)
 
+    def close(self) -> None:
+        """No more records."""
+        self.metrics.close()
+
+    def begin(self, stage: Stage, progress: Progress) -> None:
+        """Show the stage on the screen."""
+        self._last_log = (progress.tokens, progress.step_seconds)
+        self.screen.begin(stage.name, stage.total_steps, progress.step)
+
     def save_due(self, step: int, *, ended: bool) -> bool:
         """At every multiple of the interval, and at the end."""
         return (ended and self.save_final) or (step > 0 and step % self.save_interval == 0)
@@ -74,7 +83,7 @@ class Run:
             protect=() if best is None else (best,),
             say=self.screen.say,
         )
-        self.folder.write_status("running", step=step, stage=stage, checkpoint=path)
+        self.folder.write_status("running", step=step, stage=stage, checkpoint=str(path))
 
     def restore(self, stage: str) -> tuple[Tensors, Mapping[str, Any]] | None:
         """The newest valid checkpoint of `stage`, or the one asked for; what was logged after it is dropped."""
@@ -85,7 +94,7 @@ class Run:
         else:
             found = checkpoint.newest_valid(root, self.screen.say)
         if found is None:
-            self.metrics.truncate_from(stage, 0)
+            self.metrics.truncate(stage, 0)
             return None
         state: dict[str, Any] = dict(found.run_state)
         if state["data"] != self.data and not self.allow_change:
@@ -94,7 +103,7 @@ class Run:
             state["progress"] |= {"reason": "", "message": ""}
             state["stopper"] = None
         unsettled = state["progress"]["pending"] is not None
-        self.metrics.truncate_from(stage, found.step + (0 if unsettled else 1))
+        self.metrics.truncate(stage, found.step + (0 if unsettled else 1))
         self.screen.say(f"resuming stage {stage} at step {found.step} ({found.path.name})")
         return checkpoint.read_tensors(found), state
 
@@ -127,5 +136,5 @@ class Run:
         self.tracker.log(step, {prefix + key: value for key, value in (metrics | more).items()})
 
     def _tokens_per_second(self, progress: Progress) -> float:
-        (tokens, seconds), self._last_log = self._last_log, (progress.tokens, progress.seconds)
-        return max(0, progress.tokens - tokens) / max(progress.seconds - seconds, 1e-9)
+        (tokens, seconds), self._last_log = self._last_log, (progress.tokens, progress.step_seconds)
+        return (progress.tokens - tokens) / max(progress.step_seconds - seconds, 1e-9)

@@ -187,7 +187,9 @@ class TestNotUsable:
     def test_an_encoder(self, tmp_path: Path) -> None:
         from transformers import BertConfig, BertForMaskedLM
 
-        config = BertConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+        config = BertConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        )
         BertForMaskedLM(config).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match=str(tmp_path)):
             load_trunk(tmp_path, native_mtp="refuse", seed=0)
@@ -263,10 +265,7 @@ def write_gguf(path: Path, lm: Any, extra: dict[str, Any] | None = None) -> None
         if "k_proj" in name:
             values = llama_cpp_order(values, config.num_key_value_heads)
         parts = name.removesuffix(".weight").split(".")
-        if "layers" in parts:
-            short = f"blk.{parts[2]}.{names['.'.join(parts[3:])]}"
-        else:
-            short = names[".".join(parts)]
+        short = f"blk.{parts[2]}.{names['.'.join(parts[3:])]}" if "layers" in parts else names[".".join(parts)]
         writer.add_tensor(f"{short}.weight", np.ascontiguousarray(values))
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)

@@ -116,7 +116,9 @@ def test_all_logits_far_below_zero_in_the_first_block(monkeypatch: pytest.Monkey
     for shift in (-1e4, 1e4):
         bias[:256] = shift
         # fp32 numbers near 1e4 are 2^-10 apart, and a probability is exp of a difference of two of them.
-        assert_near(ours(hidden, weight, bias, targets, upstream), exact(hidden, weight, bias, targets, upstream), 2**-10)
+        assert_near(
+            ours(hidden, weight, bias, targets, upstream), exact(hidden, weight, bias, targets, upstream), 2**-10
+        )
 
 
 def test_no_target_at_all() -> None:

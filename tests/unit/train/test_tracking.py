@@ -52,7 +52,7 @@ def test_non_finite_numbers_are_strict_json_that_float_reads(tmp_path: Path) -> 
     assert float(row["c"]["d"][0]) == -math.inf
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 8, "lo', '{"step": 8, "loss": 1}', "\0\0\0\n"])
+@pytest.mark.parametrize("torn", ["", '{"step": 8, "lo', '{"step": 4, "loss": 1}', "\0\0\0\n"])
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, torn: str) -> None:
     whole = MetricsFile(tmp_path / "whole.jsonl")
     for step in range(1, 11):
@@ -97,12 +97,12 @@ def test_truncation_knows_stages(tmp_path: Path, stage: int, step: int, left: li
 def tracker(store: str, folder: Path, said: list[str], **options: object) -> MlflowTracker:
     folder.mkdir(exist_ok=True)
     settings: dict[str, object] = {"experiment": "tests", "run_name": folder.name, "params": {}, "tags": {}}
-    settings |= {"id_file": folder / "mlflow_run_id", "say": said.append, "close_timeout": 60.0}
+    settings |= {"id_file": folder / "mlflow_run_id", "say": said.append, "close_timeout": 120.0}
     return MlflowTracker(store, **{**settings, **options})  # pyright: ignore[reportArgumentType]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < limit, "timed out"
         time.sleep(0.02)

@@ -154,7 +154,9 @@ class TestState:
         tensors = tensors_of(model, optimizer)
         assert set(tensors["model"]) == {name for name, _ in model.named_parameters()}
         learnt = set(tensors["model"]) - {"unused"}
-        assert set(tensors["optimizer"]) == {f"{n}/{slot}" for n in learnt for slot in ("step", "exp_avg", "exp_avg_sq")}
+        assert set(tensors["optimizer"]) == {
+            f"{n}/{slot}" for n in learnt for slot in ("step", "exp_avg", "exp_avg_sq")
+        }
         assert all(not t.requires_grad for part in tensors.values() for t in part.values())
 
     def test_a_frozen_trunk_is_left_out(self) -> None:
@@ -178,7 +180,9 @@ class TestState:
         with pytest.raises(CheckpointError):
             load_tensors_into(model, optimizer, tensors)
 
-    @pytest.mark.parametrize(("saved", "loaded"), [("adamw", "lion"), ("lion", "adamw"), ("sgd", "adamw"), ("lion", "sgd")])
+    @pytest.mark.parametrize(
+        ("saved", "loaded"), [("adamw", "lion"), ("lion", "adamw"), ("sgd", "adamw"), ("lion", "sgd")]
+    )
     def test_the_state_of_another_optimizer_is_refused(self, saved: Any, loaded: Any) -> None:
         model = Small()
         optimizer = optimizer_of(model, saved)

@@ -23,7 +23,7 @@ CPU = Hardware(torch.device("cpu"))
 
 
 class Line(nn.Module):
-    """p, whose loss is a sum over tokens x of a * p * x (so the gradient is a * mean of x), or what `break_with` says."""
+    """Some numbers p; with `SumOfTokens` the gradient of each is the mean of the tokens."""
 
     def __init__(self, *p: float) -> None:
         super().__init__()
@@ -158,7 +158,9 @@ class TestHalfPrecision:
         before = copy.deepcopy(tensors_of(model, optimizer))
         scale = scaler.get_scale()
 
-        metrics = step(model, SumOfTokens("gradient"), numbers, optimizer, hardware=hardware, scaler=scaler, grad_clip=1.0)
+        metrics = step(
+            model, SumOfTokens("gradient"), numbers, optimizer, hardware=hardware, scaler=scaler, grad_clip=1.0
+        )
 
         assert not math.isfinite(metrics["grad_norm"])
         assert scaler.get_scale() == scale / 2
@@ -168,7 +170,9 @@ class TestHalfPrecision:
             for name, tensor in tensors.items():
                 assert torch.equal(after[part][name], tensor), name
         metrics = step(model, SumOfTokens(), numbers, optimizer, hardware=hardware, scaler=scaler)
-        assert metrics["grad_norm"] == pytest.approx(3 * math.sqrt(2), rel=1e-3), "gradients are unscaled before clipping"
+        assert metrics["grad_norm"] == pytest.approx(3 * math.sqrt(2), rel=1e-3), (
+            "gradients are unscaled before clipping"
+        )
         assert not torch.equal(tensors_of(model, optimizer)["model"]["p"], before["model"]["p"])
 
     def test_gradients_that_stay_broken_are_an_error_in_the_end(self, numbers: Batch) -> None:

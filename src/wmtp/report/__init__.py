@@ -1,0 +1,5 @@
+"""Pages about runs."""
+
+from wmtp.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,268 @@
+"""Checkpoints that are whole or not there, and that notice a flipped bit.
+
+`step-00001200/` holds the tensors as `torch.distributed.checkpoint` writes them, `run_state.json`, and a
+manifest with a hash of every file. It is made under a temporary name, the manifest last, and then renamed.
+
+Limits. For resuming one's own run only: `.metadata` is a pickle. One process writes, and holds the run's
+lock. Saving blocks: training waits for the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, cast
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from wmtp.errors import CheckpointError
+from wmtp.training.manifest import find_damage, write_manifest
+from wmtp.training.run_folder import sync_folder, write_text_synced
+from wmtp.types import JSON
+
+Say: TypeAlias = Callable[[str], None]
+"""Where a sentence for the user goes."""
+
+_RUN_STATE = "run_state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"step-\d{8,}\.tmp-[0-9a-f]{32}")
+_SPARE = 1.1
+"""Free space asked for, per byte of tensors: files have headers, and a full disk is trouble anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose files are as they were written.
+
+    Attributes:
+        path: its folder.
+        step: the step after which it was saved.
+        run_state: the JSON object given to `save`.
+    """
+
+    path: Path
+    step: int
+    run_state: Mapping[str, JSON]
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Any],
+    run_state: Mapping[str, JSON],
+    *,
+    say: Say,
+    keep_last: int | None = None,
+    protect: Collection[int] = (),
+) -> Path:
+    """Writes checkpoint `root/step-<step>`, then prunes.
+
+    A whole checkpoint that is already there under this step is left as it is: a run's step has one state,
+    and a run that goes back must `discard_after` first. A damaged one is replaced.
+
+    Args:
+        root: the run's folder of checkpoints; made if need be.
+        step: names the checkpoint.
+        tensors: nested dicts with tensors at the leaves, on any device. Plain values belong into `run_state`.
+        run_state: what else resuming needs. Non-finite floats come back as they are.
+        say: told of old checkpoints that can't be deleted, which does not stop the run.
+        keep_last: how many of the newest to keep, >= 1; None keeps all.
+        protect: steps never deleted (the best).
+
+    Raises:
+        CheckpointError: it can't be written. What was there before is untouched, what was begun is removed.
+    """
+    path = root / f"step-{step:08d}"
+    if path.exists() and find_damage(path) is None:
+        return path
+    flat = dict(_flatten(tensors))
+    needed = int(_SPARE * sum(tensor.nbytes for tensor in flat.values()))
+    temporary = _temporary(path)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(root).free < needed:
+            _refuse(root, "the disk is full", needed)
+        _write(temporary, flat, run_state)
+        if path.exists():
+            _delete(path)
+        temporary.rename(path)
+        sync_folder(root)
+    except OSError as error:
+        _refuse(root, str(error), needed, error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if keep_last is not None:
+        prune(root, keep_last, {step, *protect}, say)
+    return path
+
+
+def newest_valid(root: Path, say: Say) -> Checkpoint | None:
+    """The newest checkpoint under `root` whose every file is intact, or None where there has never been one.
+
+    Args:
+        root: the run's folder of checkpoints.
+        say: told which newer checkpoints are damaged, in which file, and how.
+
+    Raises:
+        CheckpointError: there are checkpoints, all of them damaged. Starting anew is for the user to decide.
+    """
+    folders = _folders(root)
+    for step, folder in reversed(folders):
+        damage = find_damage(folder)
+        if damage is None:
+            return _opened(folder, step)
+        say(f"checkpoint {folder.name} is damaged and not used: {damage}")
+    if folders:
+        raise CheckpointError(f"{root}: every checkpoint is damaged; remove the folder to start anew")
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder `path`, verified.
+
+    Raises:
+        CheckpointError: it is none, or damaged; names the file.
+    """
+    name = _NAME.fullmatch(path.name)
+    if name is None:
+        raise CheckpointError(f"{path} is not a checkpoint: those are folders named like step-00001200")
+    damage = find_damage(path)
+    if damage is not None:
+        raise CheckpointError(f"checkpoint {path} is damaged: {damage}")
+    return _opened(path, int(name[1]))
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """The tensors that were saved, bit for bit, on the CPU: nested as given to `save`.
+
+    Raises:
+        CheckpointError: this torch can't read it.
+    """
+    reader = FileSystemReader(checkpoint.path)
+    try:
+        saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
+        flat = {key: torch.empty(meta.size, dtype=meta.properties.dtype) for key, meta in saved.items()}
+        with _plain_errors():
+            state_dict_loader.load(flat, storage_reader=reader, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
+    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"{checkpoint.path}: torch {torch.__version__} can't read it: {error}") from error
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
+
+
+def prune(root: Path, keep_last: int, protect: Collection[int], say: Say) -> None:
+    """Deletes old checkpoints, and what dead runs left unfinished.
+
+    Args:
+        root: the run's folder of checkpoints; the caller holds the lock, so nobody else is writing there.
+        keep_last: how many of the newest to keep, >= 1. Only those count that have all their files in full
+            length, so wrecks use up no place.
+        protect: steps never deleted: the best, and the one just written, which alone is known to be intact.
+        say: told what can't be deleted.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last is {keep_last}; it must be at least 1")
+    folders = _folders(root)
+    finished = [step for step, folder in folders if find_damage(folder, lengths_only=True) is None]
+    kept = {*finished[-keep_last:], *protect}
+    doomed = [folder for step, folder in folders if finished and step not in kept]
+    doomed += [entry for entry in root.glob("step-*") if _UNFINISHED.fullmatch(entry.name)]
+    for folder in doomed:
+        try:
+            _delete(folder)
+        except OSError as error:
+            say(f"old checkpoint {folder} can't be deleted: {error}")
+
+
+def discard_after(root: Path, step: int) -> None:
+    """Deletes the checkpoints later than `step`, whole or damaged: a run resumed at `step` makes its own.
+
+    Raises:
+        CheckpointError: one can't be deleted.
+    """
+    try:
+        for later, folder in _folders(root):
+            if later > step:
+                _delete(folder)
+    except OSError as error:
+        raise CheckpointError(f"{root}: later checkpoints can't be deleted: {error}") from error
+
+
+def _write(folder: Path, flat: dict[str, Tensor], run_state: Mapping[str, JSON]) -> None:
+    """Fills the new folder and waits until the disk has all of it."""
+    # One thread: with more, torch 2.13 loses an error of the others and reports success (a "saved" checkpoint
+    # without its tensors). Waiting for the disk is left to the manifest, which hashes meanwhile.
+    writer = FileSystemWriter(folder, thread_count=1, sync_files=False, overwrite=False)
+    with _plain_errors():
+        state_dict_saver.save(flat, storage_writer=writer, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
+    write_text_synced(folder / _RUN_STATE, json.dumps(run_state, indent=1) + "\n")
+    write_manifest(folder)
+
+
+def _folders(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all that is named like a checkpoint, oldest first."""
+    names = ((_NAME.fullmatch(entry.name), entry) for entry in root.glob("step-*"))
+    return sorted((int(name[1]), entry) for name, entry in names if name is not None)
+
+
+def _opened(folder: Path, step: int) -> Checkpoint:
+    return Checkpoint(folder, step, json.loads((folder / _RUN_STATE).read_text(encoding="utf-8")))
+
+
+def _temporary(path: Path) -> Path:
+    """A name never used before, which nobody takes for a checkpoint."""
+    return path.with_name(f"{path.name}.tmp-{uuid4().hex}")
+
+
+def _delete(folder: Path) -> None:
+    """Renames first, so that a folder half deleted when the power fails is no checkpoint."""
+    shutil.rmtree(folder if _UNFINISHED.fullmatch(folder.name) else folder.rename(_temporary(folder)))
+
+
+def _flatten(tensors: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """("model/norm.weight", tensor) pairs. Parameters' names have dots but no slash: the keys stay unique."""
+    for key, value in tensors.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(cast("Mapping[str, Any]", value), f"{prefix}{key}/")
+        elif isinstance(value, Tensor):
+            yield prefix + key, value
+        else:
+            raise TypeError(f"{prefix}{key} is a {type(value).__name__}; only tensors are saved here")
+
+
+@contextmanager
+def _plain_errors() -> Generator[None]:
+    """Raises the error itself; torch wraps it into a `BaseException`, which no `except Exception` catches."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as error:
+            cause: BaseException = next(iter(error.failures.values()))[0]
+            # torch.save makes "unexpected pos" of "no space left on device", which is left as the context.
+            disk = cause.__context__
+            raise (disk if isinstance(cause, RuntimeError) and isinstance(disk, OSError) else cause) from error
+
+
+def _refuse(root: Path, reason: str, needed: int, error: OSError | None = None) -> NoReturn:
+    free = shutil.disk_usage(root).free if root.exists() else 0
+    raise CheckpointError(
+        f"{root}: the checkpoint can't be written: {reason} (needs {needed / 1e6:,.1f} MB, free are "
+        f"{free / 1e6:,.1f} MB); earlier checkpoints are as they were"
+    ) from error
