@@ -93,7 +93,9 @@ def main() -> None:
             if variant not in best or found["seconds"] < best[variant]["seconds"]:
                 best[variant] = found
     tokens = args.rows * args.length
-    print(f"{args.model.rsplit('/', 1)[-1]}, {args.rows} x {args.length} tokens, {args.horizon} heads, {args.precision}")
+    print(
+        f"{args.model.rsplit('/', 1)[-1]}, {args.rows} x {args.length} tokens, {args.horizon} heads, {args.precision}"
+    )
     print("variant        s/step  tokens/s  peak GB  above load GB  loss       grad norm")
     for name, row in best.items():
         print(f"{name:13}  {row['seconds']:6.2f}  {tokens / row['seconds']:8.0f}  {row['peak_gb']:7.2f}  "

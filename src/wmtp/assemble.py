@@ -70,8 +70,8 @@ def assemble(settings: Settings, say: Say) -> Job:
     ).to(hardware.device)
     if (recipe.data.train.pack_sequences or recipe.data.eval.pack_sequences) and not model.keeps_documents_apart():
         raise UserError(
-            f"data.train.pack_sequences: true: {config.paths.models.base} can't keep packed documents apart (what stands "
-            "before a document changes what is computed for it); set pack_sequences: false for train and eval"
+            f"data.train.pack_sequences: true: {config.paths.models.base} can't keep packed documents apart (what "
+            "stands before a document changes what is computed for it); set pack_sequences: false for train and eval"
         )
     stage = _main_stage(settings, model, weighting, tokenizer, train, held_out, hardware)
     return Job(stages=[stage], model=model, tokenizer=tokenizer, train=train, held_out=held_out)
@@ -83,9 +83,7 @@ def make_weighting(recipe: Recipe) -> TokenWeighting:
         case "baseline-mtp":
             return Uniform()
         case "critic-wmtp" | "rho1-wmtp" | "diff-wmtp":
-            raise UserError(
-                f"train.algo: {recipe.train.algo}: not in this version, which trains baseline-mtp; the recipe is valid otherwise"
-            )
+            raise UserError(f"train.algo: {recipe.train.algo}: not in this version, which trains baseline-mtp")
         case _:
             assert_never(recipe.train.algo)
 

@@ -97,6 +97,14 @@ def check(recipe: Recipe, config: Config = None, overrides: Overrides = None, as
 
 
 @app.command()
+def report(run: Annotated[Path, typer.Argument(help="the folder of a run")]) -> None:
+    """Write report.html into a run's folder: losses, gradient norm, distance to stopping, and why it ended."""
+    from wmtp.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipe and config, for editors."""
     from wmtp.settings import json_schema

@@ -1,8 +1,8 @@
 """What can go wrong, by whose fault.
 
-A `UserError` is a mistake that its maker can mend: one clear message with the place, the value and the cure, exit code 2.
-A `TrainingFailedError` is a run that broke: exit code 3. A `PreemptedError` is no error: the run was asked to leave and has
-saved, exit code 75. Anything else that escapes is a bug of ours.
+A `UserError` is a mistake that its maker can mend: one clear message with the place, the value and the cure, exit
+code 2. A `TrainingFailedError` is a run that broke: exit code 3. A `PreemptedError` is no error: the run was asked to
+leave and has saved, exit code 75. Anything else that escapes is a bug of ours.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any, cast
 from wmtp.assemble import Job, assemble
 from wmtp.errors import CheckpointError, PreemptedError, WmtpError
 from wmtp.model import save_model
+from wmtp.report import write_report
 from wmtp.settings import Settings, dump_yaml, load_config, load_recipe
-from wmtp.training.loop import LIMITS, Progress, fit
+from wmtp.training.loop import LIMITS, Progress, Stage, fit
 from wmtp.training.preemption import Preemption
 from wmtp.training.progress import ProgressBar
 from wmtp.training.run import Run
@@ -64,14 +65,16 @@ def train(
     """
     path = Path(settings.config.paths.output) / settings.recipe.run.name
     with RunFolder(path, resume=resume is not None) as folder, ProgressBar() as screen, Preemption() as preempted:
-        _keep_settings(folder, settings, allow_change)
+        _refuse_changes(folder, settings, allow_change)
+        job = assemble(settings, screen.say)  # a mistake that shows itself here leaves nothing behind
+        _write_settings(folder, settings)
         folder.write_status("running")
         tracker = _tracker(settings, folder, screen)
         try:
-            job = assemble(settings, screen.say)
-            with closing(_run(settings, folder, screen, tracker, preempted, job, resume, allow_change, continue_stopped)) as run:
+            with closing(_run(settings, folder, screen, tracker, preempted, job, resume)) as run:
+                run.allow_change, run.continue_stopped = allow_change, continue_stopped
                 done = {stage.name: fit(stage, run) for stage in job.stages}
-            summary = _hand_on(job, done, folder, screen)
+            summary = _hand_on(job, done, folder, screen, tracker)
         except PreemptedError as error:
             folder.write_status("preempted", reason=preempted.name)
             tracker.finish("preempted")
@@ -80,9 +83,6 @@ def train(
             folder.write_status("failed", reason=str(error) if isinstance(error, WmtpError) else repr(error))
             tracker.finish("failed")
             raise
-        last = done[job.stages[-1].name]
-        folder.write_status("finished", step=last.step, stage=job.stages[-1].name, reason=last.reason)
-        tracker.tag(stop_reason=last.reason)
         tracker.finish("finished")
         return summary
 
@@ -106,12 +106,10 @@ def _run(
     preempted: Preemption,
     job: Job,
     resume: str | None,
-    allow_change: bool,
-    continue_stopped: bool,
 ) -> Run:
     paths = settings.config.paths.checkpoints
     base = Path(paths.base_path) / settings.recipe.run.name if paths.base_path else folder.checkpoints
-    start_from = None if resume in (None, "auto") else Path(cast(str, resume)).absolute()
+    start_from = None if resume in (None, "auto") else Path(resume).absolute()
     if start_from is not None and (start_from.parent.parent != base.absolute() or not start_from.is_dir()):
         raise CheckpointError(
             f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
@@ -123,13 +121,11 @@ def _run(
         tracker=tracker,
         checkpoints=base.absolute(),
         data={"train": job.train.key, "eval": job.held_out.key},
-        allow_change=allow_change,
         save_interval=settings.save_interval,
         save_final=paths.save_final,
         keep_last=paths.keep_last,
         log_interval=settings.config.log_interval,
         start_from=start_from,
-        continue_stopped=continue_stopped,
     )
 
 
@@ -145,23 +141,26 @@ def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar) -> Trac
         tags=dict.fromkeys(recipe.run.tags, "true"),
         id_file=folder.mlflow_run_id,
         say=screen.say,
+        close_timeout=60.0,  # a first sqlite store takes seconds to make, and a short run should still reach it
     )
 
 
-def _keep_settings(folder: RunFolder, settings: Settings, allow_change: bool) -> None:
-    """Write the resolved settings; `CheckpointError` with a diff if the run was begun with others."""
-    files = {folder.path / RECIPE: settings.recipe, folder.path / CONFIG: settings.config}
-    if all(file.is_file() for file in files):
-        before = Settings(load_recipe(folder.path / RECIPE), load_config(folder.path / CONFIG))
-        changes = list(_changes(before, settings))
-        if changes and not allow_change:
-            listed = "\n  ".join(changes)
-            raise CheckpointError(
-                f"{folder.path}: the run was begun with other settings:\n  {listed}\n"
-                "set them back, give the run another name, or add --allow-change to go on with the new ones"
-            )
-    for file, part in files.items():
-        write_text_atomic(file, dump_yaml(part))
+def _refuse_changes(folder: RunFolder, settings: Settings, allow_change: bool) -> None:
+    """`CheckpointError` with a diff if the run was begun with other settings."""
+    recipe, config = folder.path / RECIPE, folder.path / CONFIG
+    if allow_change or not (recipe.is_file() and config.is_file()):
+        return
+    if changes := list(_changes(Settings(load_recipe(recipe), load_config(config)), settings)):
+        listed = "\n  ".join(changes)
+        raise CheckpointError(
+            f"{folder.path}: the run was begun with other settings:\n  {listed}\n"
+            "set them back, give the run another name, or add --allow-change to go on with the new ones"
+        )
+
+
+def _write_settings(folder: RunFolder, settings: Settings) -> None:
+    write_text_atomic(folder.path / RECIPE, dump_yaml(settings.recipe))
+    write_text_atomic(folder.path / CONFIG, dump_yaml(settings.config))
 
 
 def _changes(before: Settings, now: Settings) -> Iterator[str]:
@@ -180,22 +179,38 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def _hand_on(job: Job, done: dict[str, Progress], folder: RunFolder, screen: ProgressBar) -> dict[str, JSON]:
-    """Save the model, write and tell the summary."""
+def _hand_on(
+    job: Job, done: dict[str, Progress], folder: RunFolder, screen: ProgressBar, tracker: Tracker
+) -> dict[str, JSON]:
+    """Save the model; write and tell the summary."""
     save_model(job.model, job.tokenizer, folder.path / "model")
     summary: dict[str, JSON] = {"run": folder.path.name, "folder": str(folder.path)}
-    for name, progress in done.items():
-        summary[name] = _stage_summary(progress)
+    for stage in job.stages:
+        progress = done[stage.name]
+        summary[stage.name] = _stage_summary(progress)
+        folder.write_status("finished", step=progress.step, stage=stage.name, reason=progress.reason)
+        _track_end(tracker, stage, progress)
+        screen.say(f"stage {stage.name} ended at step {progress.step}: {progress.reason} ({progress.message})")
         before, after = progress.first.get("eval_loss"), progress.last.get("eval_loss")
-        screen.say(f"stage {name} ended at step {progress.step}: {progress.reason} ({progress.message})")
         if before is not None and after is not None:
             best = (
                 "" if progress.best_value is None else f", best {progress.best_value:.4f} at step {progress.best_step}"
             )
             screen.say(f"held-out loss: {before:.4f} before, {after:.4f} after{best} (nats per token)")
     folder.write_summary(summary)
+    screen.say(f"report: {write_report(folder.path)}")
     screen.say(f"run folder: {folder.path}")
     return summary
+
+
+def _track_end(tracker: Tracker, stage: Stage, progress: Progress) -> None:
+    end = {"final_step": progress.step, "best_value": stage.stopper.best_value, "counter": stage.stopper.counter}
+    prefix = "" if stage.name == "train" else f"{stage.name}/"
+    tracker.log(
+        progress.step,
+        {f"{prefix}early_stopping/{key}": float(value) for key, value in end.items() if value is not None},
+    )
+    tracker.tag(**{f"{prefix}stop_reason": progress.reason, f"{prefix}stop_message": progress.message})
 
 
 def _stage_summary(progress: Progress) -> dict[str, JSON]:

@@ -19,7 +19,9 @@ class TokenWeighting(Protocol):
     target, mean one over the valid targets of each document.
     """
 
-    def __call__(self, batch: Batch, output: ModelOutput) -> TokenWeights: ...
+    def __call__(self, batch: Batch, output: ModelOutput) -> TokenWeights:
+        """Weights of the targets of `output`, which is the model's for `batch`."""
+        ...
 
 
 class Objective(Protocol):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IGNORE = -100
 """Label of a token that is not learnt (prompt, padding): the convention of torch's cross-entropy."""
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Verdict:
 
     Attributes:
         stop: whether to stop.
-        reason: machine-readable code ("converged", "gradient_unstable", "variance_invalid", "non_finite", ...), "" if none.
+        reason: machine-readable code ("converged", "gradient_unstable", "non_finite", ...), "" if none.
         fired: names of all criteria that hold at this observation, also those that the mode does not act on.
         message: one sentence for a person, with the numbers.
         evidence: what was compared with what, JSON-safe; "distance" in [0,1] is how far there is to go until a stop.

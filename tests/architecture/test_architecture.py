@@ -77,7 +77,7 @@ def test_layers_hold_and_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["wmtp", "wmtp.settings", "wmtp.stopping", "wmtp.cli"])
 def test_light_modules_stay_light(module: str) -> None:
     heavy = ["torch", "transformers", "datasets", "mlflow"] + (["pydantic"] if module == "wmtp.stopping" else [])
-    code = f"import sys, {module}; sys.exit(str([m for m in {heavy} if m in sys.modules]) if set({heavy}) & set(sys.modules) else 0)"
+    code = f"import sys, {module}; sys.exit(' '.join(set({heavy}) & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -92,7 +92,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     (tmp_path / "data").mkdir()
     for split, start, count in (("train", 0, 30), ("validation", 100, 6)):
         rows = [
-            {"prompt": f"# add {n}\n", "response": f"def f(x):\n    return x + {n}\n"} for n in range(start, start + count)
+            {"prompt": f"# add {n}\n", "response": f"def f(x):\n    return x + {n}\n"}
+            for n in range(start, start + count)
         ]
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Bench(tmp_path, capsys, monkeypatch)

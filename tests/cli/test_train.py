@@ -52,7 +52,9 @@ def test_saved_model_is_the_trained_one(bench: Bench) -> None:
 def test_early_stop_restores_the_best(bench: Bench) -> None:
     """A learning rate at which the loss gets worse: stopped, told why, and the best weights are handed on."""
     stop = "{enabled: true, monitor: eval_loss, patience: 2, mode: loss_only, restore_best: true}"
-    result = bench.train("--set", f"train.early_stopping={stop}", "--set", "optim.lr=0.2", "--set", "train.max_steps=60")
+    result = bench.train(
+        "--set", f"train.early_stopping={stop}", "--set", "optim.lr=0.2", "--set", "train.max_steps=60"
+    )
     assert result.code == 0, result.err
     stage = bench.json("summary.json")["train"]
     assert stage["early_stopped"] is True
@@ -62,11 +64,20 @@ def test_early_stop_restores_the_best(bench: Bench) -> None:
     best = min(values, key=values.__getitem__)
     assert (stage["best_step"], stage["best_value"]) == (best, values[best])
     assert stage["total_steps"] == best + 6  # two evaluations without an improvement
-    checked = bench.train("--run-name", "b", "--set", "paths.models.base=runs/small/model", "--set", "train.max_steps=1")
+    checked = bench.train(
+        "--run-name", "b", "--set", "paths.models.base=runs/small/model", "--set", "train.max_steps=1"
+    )
     assert checked.code == 0
     assert bench.rows("b")[0]["eval_loss"] == pytest.approx(values[best], rel=1e-6)
     again = bench.train(
-        "--set", f"train.early_stopping={stop}", "--set", "optim.lr=0.2", "--set", "train.max_steps=60", "--resume", "auto"
+        "--set",
+        f"train.early_stopping={stop}",
+        "--set",
+        "optim.lr=0.2",
+        "--set",
+        "train.max_steps=60",
+        "--resume",
+        "auto",
     )
     assert again.code == 0
     assert bench.json("summary.json")["train"]["total_steps"] == stage["total_steps"]  # stays stopped

@@ -2,11 +2,11 @@
 
 Shapes: B rows, S positions, H heads, D hidden, V vocabulary, N valid targets.
 
-Head 1 is the trunk's own next-token prediction, so with `horizon` 1 nothing is added and nothing changes. Heads 2..H share
-the trunk's final norm and unembedding and are of one of two kinds:
+Head 1 is the trunk's own next-token prediction, so with `horizon` 1 nothing is added and nothing changes. Heads 2..H
+share the trunk's final norm and unembedding and are of one of two kinds:
 
-- `transformer`: one more decoder layer per head on the input of the trunk's last layer, a copy of that layer to begin with
-  (Gloeckle et al. 2024, arXiv 2404.19737: the last layer *is* head 1, the others stand beside it);
+- `transformer`: one more decoder layer per head on the input of the trunk's last layer, a copy of that layer to begin
+  with (Gloeckle et al. 2024, arXiv 2404.19737: the last layer *is* head 1, the others stand beside it);
 - `residual`: h + silu(W h) on the trunk's last hidden state, W zero to begin with (Medusa, arXiv 2401.10774).
 """
 
@@ -35,7 +35,7 @@ class TrunkOutput:
     Attributes:
         before_last: [B,S,D], the input of the trunk's last decoder layer.
         hidden: [B,S,D], the last layer's output after the final norm.
-        run_layer: calls a decoder layer on [B,S,D] as the trunk called its last one (same mask, rotary embeddings, ...).
+        run_layer: calls a decoder layer on [B,S,D] as the trunk called its last one (same mask, same positions).
     """
 
     before_last: Tensor

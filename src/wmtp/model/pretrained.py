@@ -8,7 +8,7 @@ made, on one tiny batch: what we compute must equal the library's own logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -40,8 +40,8 @@ class CausalTrunk(nn.Module):
         unembedding = cast("nn.Module | None", lm.get_output_embeddings())
         if len(layers) != 1 or len(norms) != 1 or not isinstance(unembedding, nn.Linear):
             raise ModelError(
-                f"{name}: a {type(lm).__name__} can't be a trunk: its decoder layers, final norm or unembedding were not "
-                "found; use a decoder-only model of the Llama, Qwen, Mistral or GPT-NeoX kind"
+                f"{name}: a {type(lm).__name__} can't be a trunk: its decoder layers, final norm or unembedding were "
+                "not found; use a decoder-only model of the Llama, Qwen, Mistral or GPT-NeoX kind"
             )
         # Not registered as submodules a second time: they belong to `lm`, and each weight has one name.
         self._parts = (layers[0][-1], norms[0], unembedding)
@@ -72,7 +72,7 @@ class CausalTrunk(nn.Module):
         # For this call alone: heads are deep copies of the layer, and a lasting hook would take the trunk along.
         handle = self.last_layer.register_forward_pre_hook(watch, with_kwargs=True)
         try:
-            # The library tells packed documents by their positions, and builds the mask that its attention kernel wants.
+            # The library tells packed documents by their positions, and makes the mask that its kernel wants.
             output = self.lm.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
         finally:
             handle.remove()
@@ -178,7 +178,7 @@ def save_trunk(trunk: CausalTrunk, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet_library() -> Iterator[None]:
+def _quiet_library() -> Generator[None]:
     """No progress bars and no advice from the library: what matters is said in our errors."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -54,7 +54,7 @@ def fetch_model(location: str, cache: Path) -> str:
         return snapshot_download(location, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"paths.models.base: {location}: neither a file nor a folder here, and the model hub did not give it: {error}"
+            f"paths.models.base: {location}: no file or folder here, and the model hub did not give it: {error}"
         ) from error
 
 
@@ -91,7 +91,7 @@ def load_model(
     if meta is not None and (meta["horizon"], meta["head"]) != (horizon, head):
         raise ModelError(
             f"{path}: was saved with model.horizon {meta['horizon']} and model.head {meta['head']}, the recipe has "
-            f"{horizon} and {head}; set the recipe's to the saved ones (load the folder with transformers for the trunk alone)"
+            f"{horizon} and {head}; set the recipe's to the saved ones (transformers loads the folder's trunk alone)"
         )
     trunk = load_trunk(path, native_mtp=native_mtp, seed=seed)
     model = MTPModel(trunk, horizon, head, detach_heads=detach_heads)

@@ -4,8 +4,8 @@ Shapes: B rows, S positions, H heads; N valid targets over all micro-batches and
 
     L = (1/N) * sum_{b,t,k} c[k] * w[b,t,k] * CE[b,t,k]
 
-with w from the weighting and c the coefficients of the heads (mean one; all one by default). What is returned here is the
-sum alone; the training step divides it by N, once.
+with w from the weighting and c the coefficients of the heads (mean one; all one by default). What is returned here is
+the sum alone; the training step divides it by N, once.
 """
 
 from __future__ import annotations

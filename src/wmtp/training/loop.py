@@ -1,9 +1,9 @@
 """The training loop: one for both stages.
 
 A stage differs from another in its objective, its data and its stopping rule, all of them plain values in `Stage`. An
-iteration either takes a step or settles the one taken: evaluates if due, asks the stopping rule, records, saves. What is
-not settled yet is part of the saved state, so a run may be cut off anywhere and goes on as if nothing had happened: data
-order, learning rate and random numbers are functions of the step alone.
+iteration either takes a step or settles the one taken: evaluates if due, asks the stopping rule, records, saves. What
+is not settled yet is part of the saved state, so a run may be cut off anywhere and goes on as if nothing had happened:
+data order, learning rate and random numbers are functions of the step alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Stage:
         batches: the training data.
         total_steps: updates in all, and `limit`: the reason code if they are all made ("max_steps", "epochs_done").
         stopper: decides after each step.
-        held_out: objective and data of the held-out loss; measured before step 1, every `eval_interval` steps and at the end.
+        held_out: objective and data of the held-out loss; measured before step 1, then every `eval_interval` steps and
+            at the end.
         grad_clip: largest norm of the gradient, None for no limit.
         before_step: called with the number of the update to come (from 0): warm-ups that freeze parts of the model.
         restore_best: hand on the weights of the best evaluation of the stopper's monitor, instead of the last ones.
@@ -69,7 +70,7 @@ class Stage:
     hardware: Hardware
     seed: int
     grad_clip: float | None = None
-    before_step: Callable[[int], None] = lambda step: None
+    before_step: Callable[[int], None] | None = None
     restore_best: bool = False
 
 
@@ -163,7 +164,8 @@ def fit(stage: Stage, run: RunLog) -> Progress:
 def _take_step(stage: Stage, now: Progress, scaler: torch.amp.GradScaler) -> None:
     started = time.monotonic()
     epoch, batch = stage.batches.at(now.step)
-    stage.before_step(now.step)
+    if stage.before_step is not None:
+        stage.before_step(now.step)
     torch.manual_seed(stage.seed * 1_000_003 + now.step)  # dropout: a function of the step, not of the history
     now.pending = train_step(
         stage.model,

@@ -102,7 +102,7 @@ def load_tensors_into(model: nn.Module, optimizer: Optimizer, tensors: Tensors) 
 
 @torch.no_grad()
 def load_weights_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy `weights` into the parameters of the same names; `CheckpointError` if one is not there or of another shape."""
+    """Copy `weights` into the parameters of the same names; `CheckpointError` where names or shapes differ."""
     parameters = dict(model.named_parameters())
     wrong = [name for name, w in weights.items() if name not in parameters or parameters[name].shape != w.shape]
     if wrong:

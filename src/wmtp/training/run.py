@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmtp.training.progress import ProgressBar
-from wmtp.training.run_folder import RunFolder
-from wmtp.training.tracking import MetricsFile, Tracker
-
 from wmtp.errors import CheckpointError
 from wmtp.training import checkpoint
 from wmtp.training.loop import Progress, Stage
 from wmtp.training.optim import Tensors
+from wmtp.training.progress import ProgressBar
+from wmtp.training.run_folder import RunFolder
+from wmtp.training.tracking import MetricsFile, Tracker
 from wmtp.types import JSON, Verdict
 
 
@@ -29,13 +28,11 @@ class Run:
         tracker: Tracker,
         checkpoints: Path,
         data: Mapping[str, str],
-        allow_change: bool = False,
         save_interval: int,
         save_final: bool,
         keep_last: int,
         log_interval: int,
         start_from: Path | None = None,
-        continue_stopped: bool = False,
     ) -> None:
         """A run in `folder`.
 
@@ -44,18 +41,19 @@ class Run:
             preempted: whether a signal asked us to leave.
             screen, tracker: where metrics go, beside `metrics.jsonl`.
             checkpoints: gets a folder per stage.
-            data: hashes of the data; a checkpoint made with other data is refused unless `allow_change`.
+            data: hashes of the data; a checkpoint made with other data is refused, unless `allow_change` is set.
             save_interval: steps between two checkpoints; `save_final`: and one at the end.
             keep_last: checkpoints kept beside the best.
             log_interval: steps between two lines on the screen and in the tracker; `metrics.jsonl` has every step.
             start_from: the checkpoint to resume from, None for the newest valid one.
-            continue_stopped: go on although the saved stage had been stopped early.
         """
         self.folder, self.preempted, self.screen, self.tracker = folder, preempted, screen, tracker
-        self.checkpoints, self.data, self.allow_change = checkpoints, dict(data), allow_change
+        self.checkpoints, self.data = checkpoints, dict(data)
         self.save_interval, self.save_final, self.keep_last = save_interval, save_final, keep_last
         self.log_interval = log_interval
-        self.start_from, self.continue_stopped = start_from, continue_stopped
+        self.start_from = start_from
+        self.allow_change = self.continue_stopped = False
+        """Whether to go on with other data; although the saved stage had been stopped early."""
         self.metrics = MetricsFile(folder.metrics)
         self._last_log = (0, 0.0)
 
@@ -90,12 +88,12 @@ class Run:
         root = self.checkpoints / stage
         if self.start_from is not None and self.start_from.parent == root:
             found = checkpoint.open_checkpoint(self.start_from)
-            checkpoint.discard_after(root, found.step)
         else:
             found = checkpoint.newest_valid(root, self.screen.say)
         if found is None:
             self.metrics.truncate(stage, 0)
             return None
+        checkpoint.discard_after(root, found.step)  # they are made again
         state: dict[str, Any] = dict(found.run_state)
         if state["data"] != self.data and not self.allow_change:
             raise CheckpointError(f"{found.path}: made with other data; --allow-change to go on with the new")
@@ -117,7 +115,7 @@ class Run:
         return checkpoint.read_tensors(found)
 
     def record(self, stage: Stage, progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
-        """Every step into `metrics.jsonl`; every `log_interval` steps, evaluations and the end to screen and tracker."""
+        """Every step into `metrics.jsonl`; every `log_interval`-th, evaluations and the end to screen and tracker."""
         row: dict[str, JSON] = {"stage": stage.name, "step": progress.step, "epoch": progress.epoch}
         row |= {"tokens": progress.tokens, "seconds": progress.seconds, **metrics}
         if verdict.evidence:

@@ -69,7 +69,7 @@ class RunFolder:
         """The file that remembers the MLflow run, so that a resumed run goes on in it."""
         return self.path / "mlflow_run_id"
 
-    def write_status(self, state: RunState, **changes: JSON) -> None:
+    def write_status(self, state: RunStatus, **changes: JSON) -> None:
         """Write `status.json`: what a scheduler reads, because launchers such as torchrun hide exit codes.
 
         `changes` to `step`, `stage`, `reason` and `checkpoint` are remembered for later calls.

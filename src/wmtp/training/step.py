@@ -124,7 +124,7 @@ def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
 
 
 def _divide(sums: dict[str, Tensor], **more: Tensor) -> dict[str, float]:
-    """Every mean as a float, with one transfer from the device. A head without any target has no mean and is left out."""
+    """Every mean as a float, with one transfer from the device. A head without a target has no mean and is left out."""
     names = list(sums)
     flat = torch.cat(
         [*(sums[name].double() for name in names), *(value.double().reshape(1) for value in more.values())]

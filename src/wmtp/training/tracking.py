@@ -86,10 +86,10 @@ class MetricsFile:
         self._file.flush()
 
     def truncate(self, stage: str, step: int) -> None:
-        """Drop what a stage logged from `step` on, everything logged after that, and a line that a crash left unfinished.
+        """Drop what a stage logged from `step` on, everything after that, and a line that a crash left unfinished.
 
-        A run resumed at `step` then leaves the same file as one that was never interrupted, but for the times. Rows have
-        "stage" and "step"; each stage counts its own steps.
+        A run resumed at `step` then leaves the same file as one that was never interrupted, but for the times. Rows
+        have "stage" and "step"; each stage counts its own steps.
         """
         self._file.close()
         kept: list[str] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from wmtp.train.tracking import MetricsFile, MlflowTracker
+from wmtp.training.tracking import MetricsFile, MlflowTracker
 
 # Making MLflow's tables takes seconds; all tests share one store.
 
@@ -29,9 +29,9 @@ def rows(path: Path) -> list[dict[str, object]]:
 def test_a_row_is_in_the_file_at_once_and_reads_back_exactly(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     before = time.time()
-    file.append(3, {"loss": 0.1 + 0.2, "name": "ü [x]", "nested": {"a": [1, None, True]}})
+    file.append({"step": 3, "loss": 0.1 + 0.2, "name": "ü [x]", "nested": {"a": [1, None, True]}})
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert list(row) == ["step", "time", "loss", "name", "nested"]
+    assert list(row) == ["step", "loss", "name", "nested", "time"]
     assert row["loss"] == 0.1 + 0.2
     assert (row["step"], row["name"], row["nested"]) == (3, "ü [x]", {"a": [1, None, True]})
     assert before - 0.01 <= row["time"] <= time.time() + 0.01
@@ -40,7 +40,7 @@ def test_a_row_is_in_the_file_at_once_and_reads_back_exactly(tmp_path: Path) -> 
 
 def test_non_finite_numbers_are_strict_json_that_float_reads(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.append(1, {"a": math.nan, "b": math.inf, "c": {"d": [-math.inf]}})
+    file.append({"step": 1, "a": math.nan, "b": math.inf, "c": {"d": [-math.inf]}})
     file.close()
 
     def refuse(constant: str) -> float:
@@ -56,20 +56,20 @@ def test_non_finite_numbers_are_strict_json_that_float_reads(tmp_path: Path) -> 
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, torn: str) -> None:
     whole = MetricsFile(tmp_path / "whole.jsonl")
     for step in range(1, 11):
-        whole.append(step, {"loss": 1 / step})
+        whole.append({"stage": "train", "step": step, "loss": 1 / step})
     whole.close()
 
     path = tmp_path / "metrics.jsonl"
     killed = MetricsFile(path)
     for step in range(1, 8):
-        killed.append(step, {"loss": 1 / step})
+        killed.append({"stage": "train", "step": step, "loss": 1 / step})
     killed.close()
     with path.open("a") as file:
         file.write(torn)
     resumed = MetricsFile(path)
-    resumed.truncate_after(4)
+    resumed.truncate("train", 5)
     for step in range(5, 11):
-        resumed.append(step, {"loss": 1 / step})
+        resumed.append({"stage": "train", "step": step, "loss": 1 / step})
     resumed.close()
     assert rows(path) == rows(tmp_path / "whole.jsonl")
     assert [entry.name for entry in tmp_path.iterdir() if "tmp" in entry.name] == []
@@ -78,18 +78,18 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, torn: str) -
 @pytest.mark.parametrize(
     ("stage", "step", "left"),
     [
-        (1, 0, []),
-        (1, 2, [(1, 1), (1, 2)]),
-        (2, 0, [(1, 1), (1, 2), (1, 9)]),
-        (2, 1, [(1, 1), (1, 2), (1, 9), (2, 1)]),
-        (2, 5, [(1, 1), (1, 2), (1, 9), (2, 1), (2, 2)]),
+        ("pretrain", 1, []),
+        ("pretrain", 3, [("pretrain", 1), ("pretrain", 2)]),
+        ("train", 1, [("pretrain", 1), ("pretrain", 2), ("pretrain", 9)]),
+        ("train", 2, [("pretrain", 1), ("pretrain", 2), ("pretrain", 9), ("train", 1)]),
+        ("train", 6, [("pretrain", 1), ("pretrain", 2), ("pretrain", 9), ("train", 1), ("train", 2)]),
     ],
 )
-def test_truncation_knows_stages(tmp_path: Path, stage: int, step: int, left: list[tuple[int, int]]) -> None:
+def test_truncation_knows_stages(tmp_path: Path, stage: str, step: int, left: list[tuple[str, int]]) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    for row_stage, row_step in [(1, 1), (1, 2), (1, 9), (2, 1), (2, 2)]:
-        file.append(row_step, {"stage": row_stage})
-    file.truncate_after(step, stage)
+    for row_stage, row_step in [("pretrain", 1), ("pretrain", 2), ("pretrain", 9), ("train", 1), ("train", 2)]:
+        file.append({"stage": row_stage, "step": row_step})
+    file.truncate(stage, step)
     file.close()
     assert [(row["stage"], row["step"]) for row in rows(tmp_path / "metrics.jsonl")] == left
 
@@ -238,7 +238,7 @@ def assert_training_is_unaffected(uri: str, folder: Path) -> list[str]:
 def test_an_unreachable_server_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow  # noqa: F401 - so that the thread gets as far as the server within the time it has
 
-    monkeypatch.setattr("wmtp.train.tracking._FIRST_RETRY", 0.05)
+    monkeypatch.setattr("wmtp.training.tracking._FIRST_RETRY", 0.05)
     said = assert_training_is_unaffected("http://127.0.0.1:9", tmp_path / "run")
     assert len(said) == 2
     assert "MLflow at http://127.0.0.1:9 fails" in said[0]
@@ -256,7 +256,7 @@ def test_what_waited_during_an_outage_is_sent_after_it(
     from mlflow import MlflowClient
 
     for pause in ("_FIRST_RETRY", "_INTERVAL"):
-        monkeypatch.setattr(f"wmtp.train.tracking.{pause}", 0.02)
+        monkeypatch.setattr(f"wmtp.training.tracking.{pause}", 0.02)
     send, calls = MlflowClient.log_batch, []
 
     def broken_at_times(self: MlflowClient, *args: object, **options: object) -> object:

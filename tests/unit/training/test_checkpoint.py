@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from wmtp.errors import CheckpointError
-from wmtp.train import checkpoint
-from wmtp.train.checkpoint import discard_after, load_tensors, newest_valid, open_checkpoint, prune, save
+from wmtp.training import checkpoint
+from wmtp.training.checkpoint import discard_after, newest_valid, open_checkpoint, prune, read_tensors, save
 
 
 def unexpected(message: str) -> None:
@@ -79,9 +79,7 @@ def assert_loads(root: Path, step: int, say: Callable[[str], None] = unexpected)
     assert found is not None
     assert found.step == step
     assert found.run_state == {"step": step}
-    into = zeros()
-    load_tensors(found, into)
-    assert_same(into, tensors(step))
+    assert_same(read_tensors(found), tensors(step))
 
 
 def fill(root: Path, *steps: int) -> None:
@@ -97,24 +95,10 @@ def test_round_trip_is_exact_to_the_bit(tmp_path: Path) -> None:
     run_state = {"seed": 2**63 + 1, "best": 0.1 + 0.2, "never": float("inf"), "nested": [{"a": None}], "ü": True}
     path = save(tmp_path / "checkpoints", 1200, tensors(7), run_state, say=unexpected)
     assert path.name == "step-00001200"
-    into = zeros()
-    before = flat(into)
     found = open_checkpoint(path)
-    load_tensors(found, into)
-    assert_same(into, tensors(7))
-    assert all(flat(into)[name] is tensor for name, tensor in before.items()), "must fill the given tensors"
+    assert_same(read_tensors(found), tensors(7))
     assert (found.step, dict(found.run_state)) == (1200, run_state)
     assert names(tmp_path / "checkpoints") == ["step-00001200"]
-
-
-def test_trainable_parameters_are_filled_in_place(tmp_path: Path) -> None:
-    saved, fresh = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    save(tmp_path, 1, {"model": dict(saved.named_parameters())}, {}, say=unexpected)
-    found = newest_valid(tmp_path, unexpected)
-    assert found is not None
-    load_tensors(found, {"model": dict(fresh.named_parameters())})
-    assert torch.equal(fresh.weight, saved.weight)
-    assert fresh.weight.requires_grad
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -195,22 +179,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
         open_checkpoint(tmp_path / "step-00000001")
-
-
-def test_other_tensors_are_refused_by_name(tmp_path: Path) -> None:
-    save(tmp_path, 1, {"model": {"a": torch.zeros(2), "b": torch.zeros(2), "c": torch.zeros(2)}}, {}, say=unexpected)
-    found = newest_valid(tmp_path, unexpected)
-    assert found is not None
-    other = {"model": {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16), "d": torch.zeros(2)}}
-    with pytest.raises(CheckpointError) as refused:
-        load_tensors(found, other)
-    for part in [
-        "model/a is torch.float32 [2] in the checkpoint, torch.float32 [3] here",
-        "model/b is torch.float32 [2] in the checkpoint, torch.bfloat16 [2] here",
-        "model/c is only in the checkpoint",
-        "model/d is not in the checkpoint",
-    ]:
-        assert part in str(refused.value)
 
 
 def test_a_plain_value_among_the_tensors_is_refused(tmp_path: Path) -> None:
@@ -402,7 +370,7 @@ def test_kill_9_while_saving(tmp_path: Path, kill: Callable[[Path], None]) -> No
     """What is there is valid, what was reported as saved is not lost, and the next save clears the debris."""
     # Forked from a fork server, which has torch but no threads yet; pytest's own process has them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "wmtp.train.checkpoint"])
+    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "wmtp.training.checkpoint"])
     child = context.Process(target=kill, args=(tmp_path,), daemon=True)
     child.start()
     child.join(100)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from wmtp.errors import CheckpointError, UserError
-from wmtp.train.run_folder import RunFolder, write_json_atomic, write_text_atomic
+from wmtp.training.run_folder import RunFolder, write_json_atomic, write_text_atomic
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from wmtp.train.run_folder import RunFolder
+from wmtp.training.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]), resume=True)
 worker = os.fork()                      # like a data loader's worker, which outlives a killed run
 if worker == 0:
@@ -87,7 +87,7 @@ def test_status_and_summary(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", resume=False) as folder:
         folder.write_status("running")
         checkpoint = folder.checkpoints / "step-00000012"
-        folder.write_status("preempted", step=12, stage="main", reason="preempted", checkpoint=checkpoint)
+        folder.write_status("preempted", step=12, stage="main", reason="preempted", checkpoint=str(checkpoint))
         folder.write_summary({"main": {"total_steps": 12, "final_loss": math.nan, "early_stopped": False}})
         assert json.loads((folder.path / "status.json").read_text()) == {
             "state": "preempted",
