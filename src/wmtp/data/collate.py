@@ -34,7 +34,9 @@ def collate(store: TokenStore, rows: Sequence[Sequence[int]], pad_id: int, mask_
     ids = store.tokens[position + np.repeat(store.offsets[documents], lengths)]
     prompts = store.prompt_lengths[documents] if mask_prompt else np.zeros_like(documents)
 
-    padding = np.arange(S) - widths[:, None]  # from 0 in a row's padding; before it overwritten below
+    # Padding counts on from the row's last document: a row with one document then needs no attention mask.
+    last = lengths[np.cumsum(np.bincount(row_of)) - 1]
+    padding = np.arange(S) + (last - widths)[:, None]  # what stands before the padding is overwritten below
     flat = {
         "tokens": np.full(B * S, pad_id, dtype=np.int64),
         "labels": np.full(B * S, IGNORE, dtype=np.int64),

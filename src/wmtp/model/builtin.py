@@ -13,17 +13,21 @@ PAD, EOS = "<pad>", "<eos>"
 
 
 def tiny_config() -> dict[str, int | float | bool]:
-    """Settings for a `transformers.LlamaConfig`."""
+    """Settings for a `transformers.LlamaConfig`: 2.2 M parameters, 4.2 M with three extra transformer heads.
+
+    The best of a few sizes by held-out loss after a fixed number of tokens of the embedded tasks. What mattered most is
+    the start: a deviation of 0.06 (about 1 / sqrt(width)) learns far faster than the usual 0.02.
+    """
     return {
         "vocab_size": 1024,
         "hidden_size": 256,
         "intermediate_size": 512,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
-        "initializer_range": 0.02,
+        "initializer_range": 0.06,
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 1,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 
 from wmtp.errors import ModelError
 
@@ -41,13 +43,16 @@ def checkpoint_keys(path: Path) -> list[str]:
         except (OSError, ValueError, IndexError) as error:
             raise ModelError(f"{path}: not a GGUF file that can be read: {error}") from error
     keys: list[str] = []
-    for file in sorted(path.glob("*.safetensors")):
-        if file.name != HEADS_FILE:
-            try:
+    for file in sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]):
+        try:
+            if file.suffix == ".bin":
+                # On the meta device no weight is read; weights_only runs no code of the file.
+                keys += torch.load(file, map_location="meta", weights_only=True)
+            elif file.name != HEADS_FILE:
                 with safe_open(file, framework="pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
                     keys += cast("list[str]", tensors.keys())
-            except (OSError, RuntimeError, ValueError) as error:
-                raise ModelError(f"{file}: not a safetensors file that can be read: {error}") from error
+        except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ModelError(f"{file}: not a file of weights that can be read: {error}") from error
     return keys
 
 
@@ -56,8 +61,10 @@ def native_mtp_keys(keys: list[str], path: Path) -> list[str]:
     layers: int | None = None
     config = path / "config.json"
     if config.is_file():
-        content = cast("dict[str, Any]", json.loads(config.read_text(encoding="utf-8")))
-        layers = content.get("num_hidden_layers")
+        try:
+            layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{config}: not the description of a model: {error}") from error
 
     def native(key: str) -> bool:
         layer = _LAYER.search(key)
@@ -94,6 +101,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     try:
         meta = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
         hashes = cast("dict[str, str]", meta["sha256"])
+        _ = meta["horizon"], meta["head"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: damaged ({error}); copy the folder again") from error
     if meta.get("format") != 1:

@@ -89,14 +89,12 @@ class CausalTrunk(nn.Module):
     @torch.no_grad()
     def check(self) -> None:
         """`ModelError` unless norm and unembedding of the parts found give the library's own logits."""
-        tokens = torch.arange(8, device=self.unembedding.weight.device)[None] % self.unembedding.out_features
         scaling = [key for key in LOGIT_SCALING if getattr(self.lm.config, key, None) not in (None, 1, 1.0)]
-        training = self.training
-        self.eval()
-        out = self(tokens, torch.arange(8, device=tokens.device)[None])
-        by_parts = self.norm(out.run_layer(self.last_layer, out.before_last))
-        expected = self.lm(input_ids=tokens, use_cache=False).logits
-        self.train(training)
+        tokens = torch.arange(8, device=self.unembedding.weight.device)[None] % self.unembedding.out_features
+        with _evaluating(self):
+            out = self(tokens, torch.arange(8, device=tokens.device)[None])
+            by_parts = self.norm(out.run_layer(self.last_layer, out.before_last))
+            expected = self.lm(input_ids=tokens, use_cache=False).logits
         if scaling or not (_close(by_parts, out.hidden) and _close(self.unembedding(out.hidden), expected)):
             raise ModelError(
                 f"{self.name}: a {type(self.lm).__name__} changes its hidden states or logits on the way out "
@@ -108,8 +106,20 @@ class CausalTrunk(nn.Module):
         """Whether a document that is packed behind another one is computed as if it were alone."""
         device = self.unembedding.weight.device
         tokens = torch.tensor([[3, 1, 4, 1, 5, 2, 6]], device=device) % self.unembedding.out_features
-        packed = self(tokens, torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=device)).hidden[:, 4:]
-        return _close(packed, self(tokens[:, 4:], torch.arange(3, device=device)[None]).hidden)
+        with _evaluating(self):
+            packed = self(tokens, torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=device)).hidden[:, 4:]
+            return _close(packed, self(tokens[:, 4:], torch.arange(3, device=device)[None]).hidden)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Generator[None]:
+    """Without dropout."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 
 from wmtp.errors import ModelError
 from wmtp.model.builtin import BUILTIN_TINY, tokenizer_file
-from wmtp.model.files import HEADS_FILE, META_FILE, read_meta, write_meta
+from wmtp.model.files import HEADS_FILE, read_meta, write_meta
 from wmtp.model.mtp import HeadKind, MTPModel
 from wmtp.model.pretrained import CausalTrunk, load_trunk, save_trunk
 
@@ -41,12 +42,7 @@ def fetch_model(location: str, cache: Path) -> str:
     if Path(location).exists():
         return location
     if "://" in location:
-        target = cache / "models" / location.replace("://", "--").replace("/", "--")
-        files, path = cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.url_to_fs(location))
-        if not files.exists(path):
-            raise ModelError(f"paths.models.base: {location}: nothing there")
-        files.get(path, str(target), recursive=not location.endswith(".gguf"))
-        return str(target)
+        return _download(location, cache / "models")
     if location.endswith(".gguf") or location.startswith((".", "/", "~")) or location.count("/") > 1:
         raise ModelError(f"paths.models.base: {location}: no such file or folder")
     try:
@@ -56,6 +52,27 @@ def fetch_model(location: str, cache: Path) -> str:
         raise ModelError(
             f"paths.models.base: {location}: no file or folder here, and the model hub did not give it: {error}"
         ) from error
+
+
+def _download(url: str, cache: Path) -> str:
+    """Copy of the file or folder at `url`, made once: its name holds what tells one state of the source from another."""
+    try:
+        files, path = cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.url_to_fs(url))
+        listed = cast("dict[str, dict[str, Any]]", files.find(path, detail=True))
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"paths.models.base: {url}: {error}") from error
+    if not listed:
+        raise ModelError(f"paths.models.base: {url}: nothing there")
+    marks = ("size", "ETag", "etag", "mtime", "LastModified", "created")
+    state = sorted((name, [str(info.get(mark)) for mark in marks]) for name, info in listed.items())
+    key = hashlib.sha256(repr((url, state)).encode()).hexdigest()[:16]
+    target = cache / f"{key}-{Path(path).name}"
+    if not target.exists():
+        new = target.with_name(f"{uuid.uuid4().hex}-{Path(path).name}")
+        cache.mkdir(parents=True, exist_ok=True)
+        files.get(path, str(new), recursive=not url.endswith(".gguf"))
+        new.rename(target)
+    return str(target)
 
 
 def tokenizer_location(path: str) -> str:
@@ -88,14 +105,14 @@ def load_model(
         ModelError: as `load_trunk`; or saved heads do not fit `horizon` and `head`: they are never dropped silently.
     """
     meta = read_meta(Path(path)) if Path(path).is_dir() else None
-    if meta is not None and (meta["horizon"], meta["head"]) != (horizon, head):
+    if meta is not None and meta["horizon"] > 1 and (meta["horizon"], meta["head"]) != (horizon, head):
         raise ModelError(
             f"{path}: was saved with model.horizon {meta['horizon']} and model.head {meta['head']}, the recipe has "
             f"{horizon} and {head}; set the recipe's to the saved ones (transformers loads the folder's trunk alone)"
         )
     trunk = load_trunk(path, native_mtp=native_mtp, seed=seed)
     model = MTPModel(trunk, horizon, head, detach_heads=detach_heads)
-    if meta is not None and horizon > 1:
+    if meta is not None and meta["horizon"] > 1:
         model.heads.load_state_dict(load_file(Path(path) / HEADS_FILE))
     return model
 
@@ -114,10 +131,10 @@ def save_model(model: MTPModel, tokenizer: SavesItself, folder: Path) -> None:
         for file in new.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
+        old = new.with_name(f"{new.name}.old")
         if folder.exists():
-            # The marker goes first: a half-deleted folder must not look like a model that wmtp saved.
-            (folder / META_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            folder.rename(old)
         new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)

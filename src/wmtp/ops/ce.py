@@ -23,8 +23,8 @@ BLOCK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T + bias) against `targets`, one value per target.
 
-    Products are taken in autocast's dtype where autocast is on, else in that of `hidden`; everything else, the
-    log-sum-exp and the gradient of the weight included, is fp32.
+    Products are taken in autocast's dtype where autocast is on, else in that of `hidden`; everything between them (the
+    log-sum-exp, the softmax) is fp32.
 
     Args:
         hidden: [N,D].

@@ -80,7 +80,7 @@ class Devices(Section):
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="precision of forward and backward; auto: bf16 on CUDA, fp32 elsewhere"
     )
-    num_proc: Count = Field(default=1, description="processes that tokenise")
+    num_proc: int = Field(default=1, ge=1, le=1, description="processes of the run; one in this version")
     micro_batch_size: Count | None = Field(
         default=None, description="rows per forward pass, to save memory; null: the whole batch"
     )

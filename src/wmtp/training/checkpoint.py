@@ -61,7 +61,7 @@ class Checkpoint:
 def save(
     root: Path,
     step: int,
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     run_state: Mapping[str, JSON],
     *,
     say: Say,
@@ -76,7 +76,7 @@ def save(
     Args:
         root: the run's folder of checkpoints; made if need be.
         step: names the checkpoint.
-        tensors: nested dicts with tensors at the leaves, on any device. Plain values belong into `run_state`.
+        tensors: groups of named tensors, on any device. Plain values belong into `run_state`.
         run_state: what else resuming needs. Non-finite floats come back as they are.
         say: told of old checkpoints that can't be deleted, which does not stop the run.
         keep_last: how many of the newest to keep, >= 1; None keeps all.
@@ -235,15 +235,11 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(folder if _UNFINISHED.fullmatch(folder.name) else folder.rename(_temporary(folder)))
 
 
-def _flatten(tensors: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """("model/norm.weight", tensor) pairs. Parameters' names have dots but no slash: the keys stay unique."""
-    for key, value in tensors.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(cast("Mapping[str, Any]", value), f"{prefix}{key}/")
-        elif isinstance(value, Tensor):
-            yield prefix + key, value
-        else:
-            raise TypeError(f"{prefix}{key} is a {type(value).__name__}; only tensors are saved here")
+def _flatten(tensors: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """("model/norm.weight", tensor) pairs; a group's name has no slash."""
+    for group, members in tensors.items():
+        for name, tensor in members.items():
+            yield f"{group}/{name}", tensor
 
 
 @contextmanager

@@ -83,21 +83,36 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> Tensors:
     return {"model": {name: p.detach() for name, p in named.items()}, "optimizer": state}
 
 
+# What each optimizer remembers of a parameter once it has updated it.
+SLOTS: dict[type[Optimizer], set[str]] = {
+    AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Lion: {"exp_avg"},
+    SGD: {"momentum_buffer"},
+}
+
+
 @torch.no_grad()
 def load_tensors_into(model: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
     """Put what `tensors_of` gave back, bit for bit.
 
     Raises:
-        CheckpointError: it is of another model or optimizer.
+        CheckpointError: it is of another model or optimizer; nothing is changed.
     """
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.get("optimizer", {}).items():  # empty before the first step
+        name, _, slot = key.rpartition("/")
+        state.setdefault(name, {})[slot] = value
+    if tensors["model"].keys() != tensors_of(model, optimizer)["model"].keys():
+        raise CheckpointError("the checkpoint is of another model: it holds other weights than those that learn")
+    if any(slots.keys() != SLOTS[type(optimizer)] for slots in state.values()):
+        raise CheckpointError(f"the checkpoint is of another optimizer than {type(optimizer).__name__}")
     load_weights_into(model, tensors["model"])
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
-    for key, value in tensors.get("optimizer", {}).items():  # none before the first step
-        name, _, slot = key.rpartition("/")
+    for name, slots in state.items():
         p = parameters[name]
         # A step counter stays where the optimizer keeps it; everything of the parameter's shape goes to its device.
-        optimizer.state[p][slot] = value.to(p.device) if value.shape == p.shape else value
+        optimizer.state[p] = {k: v.to(p.device) if v.shape == p.shape else v for k, v in slots.items()}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from wmtp.data.builtin_families import FAMILIES
 from wmtp.data.builtin_phrases import Expression, Phrase
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-DIGEST = "to be filled in"
+DIGEST = "1cae14b743c8242373a0eb9b9898914e02993b7c74bd75efaf3134bcfb063220"
 Row = dict[str, object]
 
 

@@ -37,7 +37,7 @@ def slow(store: TokenStore, rows: list[list[int]], mask_prompt: bool) -> list[li
                 cells.append((token, label, index, position))
         table.append(cells)
     width = max(map(len, table))
-    return [cells + [(PAD, IGNORE, -1, i) for i in range(width - len(cells))] for cells in table]
+    return [cells + [(PAD, IGNORE, -1, cells[-1][3] + 1 + i) for i in range(width - len(cells))] for cells in table]
 
 
 def cells(batch: Batch) -> list[list[tuple[int, ...]]]:
@@ -52,7 +52,7 @@ def test_by_hand():
     assert batch.tokens.tolist() == [[30, PAD, 31, 32, 20, 21], [10, 11, 12, PAD, PAD, PAD]]
     assert batch.labels.tolist() == [[-100, -100, 31, 32, 20, 21], [-100, 11, 12, -100, -100, -100]]
     assert batch.documents.tolist() == [[2, 2, 2, 2, 1, 1], [0, 0, 0, -1, -1, -1]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 1, 2]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("mask_prompt", [True, False])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,28 @@ def test_a_save_that_fails_leaves_the_old_model(saved: Path, tmp_path: Path, mon
     with pytest.raises(OSError, match="No space left"):
         save_model(model, Tokenizer(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_old_model_that_cannot_be_deleted_does_not_cost_both(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a network file system, where a file that someone has open stays in its folder.
+    model = load_model(str(saved), horizon=3)
+    delete = shutil.rmtree
+
+    def stuck(path: Path, *args: Any, **options: Any) -> None:
+        if Path(path) == saved:
+            (saved / "model.safetensors").unlink()
+            raise OSError(39, "Directory not empty")
+        delete(path, *args, **options)
+
+    monkeypatch.setattr(store.shutil, "rmtree", stuck)
+    with contextlib.suppress(OSError):
+        save_model(model, Tokenizer(), saved)
+    loadable = []
+    for folder in saved.parent.iterdir():
+        with contextlib.suppress(ModelError):
+            load_model(str(folder), horizon=3)
+            loadable.append(folder)
+    assert loadable, "the old model is half gone and the new one was thrown away"
 
 
 class TestDamage:
