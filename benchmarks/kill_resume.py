@@ -80,9 +80,8 @@ def main() -> None:
         a, b = weights(folder, "whole"), weights(folder, "killed")
         same = a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
         print(f"killed {len(reached)} times, last logged steps {reached}")
-        print(
-            f"{len(a)} tensors, {sum(t.numel() for t in a.values()):,} weights: {'equal bit for bit' if same else 'DIFFER'}"
-        )
+        verdict = "equal bit for bit" if same else "DIFFER"
+        print(f"{len(a)} tensors, {sum(t.numel() for t in a.values()):,} weights: {verdict}")
         sys.exit(not same)
 
 

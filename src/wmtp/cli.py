@@ -71,11 +71,13 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """The whole main job on the embedded model and data: offline, minutes on two cores."""
-    here = [f"paths.output={json.dumps(str(output))}", f"run.name=demo-{strftime('%Y%m%d-%H%M%S')}"]
+    from wmtp import job
+    from wmtp.assemble import cpu_multiplies_bf16
     from wmtp.settings import load_settings
 
+    here = [f"paths.output={json.dumps(str(output))}", f"run.name=demo-{strftime('%Y%m%d-%H%M%S')}"]
+    here += ["devices.mixed_precision=bf16"] if cpu_multiplies_bf16() else []
     settings = load_settings(Path(str(files("wmtp") / "demo.yaml")), None, [*here, *(overrides or [])])
-    from wmtp import job
 
     summary = job.train(settings)
     if as_json:

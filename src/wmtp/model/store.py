@@ -55,7 +55,7 @@ def fetch_model(location: str, cache: Path) -> str:
 
 
 def _download(url: str, cache: Path) -> str:
-    """Copy of the file or folder at `url`, made once: its name holds what tells one state of the source from another."""
+    """Copy of the file or folder at `url`, made once: its name tells one state of the source from another."""
     try:
         files, path = cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.url_to_fs(url))
         listed = cast("dict[str, dict[str, Any]]", files.find(path, detail=True))

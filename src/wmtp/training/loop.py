@@ -188,12 +188,13 @@ def _settle(stage: Stage, run: RunLog, now: Progress, scaler: torch.amp.GradScal
     metrics = dict(now.pending)
     done = now.step >= stage.total_steps
     if evaluated := now.step % stage.eval_interval == 0 or done:
-        objective, batches = stage.held_out
-        held_out = evaluate(stage.model, objective, batches(), stage.hardware, run.preempted)
+        held_out = _evaluate(stage, run)
         if held_out is None:
             return
-        metrics |= {f"eval_{name}": value for name, value in held_out.items()}
+        metrics |= held_out
     verdict = stage.stopper.observe(Observation(now.step, metrics, now.epoch, now.tokens, now.seconds))
+    if verdict.stop and not evaluated:
+        metrics |= _evaluate(stage, run) or {}  # the decision is made; this is for whoever asks what was reached
     new_best = evaluated and _note_best(now, metrics.get(stage.stopper.config.monitor))
     if verdict.stop or done:
         now.reason = verdict.reason if verdict.stop else stage.limit
@@ -204,6 +205,13 @@ def _settle(stage: Stage, run: RunLog, now: Progress, scaler: torch.amp.GradScal
     run.record(stage, now, metrics, verdict)
     if run.save_due(now.step, ended=bool(now.reason)) or (new_best and stage.restore_best):
         _save(stage, run, now, scaler)
+
+
+def _evaluate(stage: Stage, run: RunLog) -> dict[str, float] | None:
+    """The held-out metrics; None if a signal came."""
+    objective, batches = stage.held_out
+    held_out = evaluate(stage.model, objective, batches(), stage.hardware, run.preempted)
+    return None if held_out is None else {f"eval_{name}": value for name, value in held_out.items()}
 
 
 def _note_best(now: Progress, value: float | None) -> bool:
@@ -230,7 +238,8 @@ def _restore(stage: Stage, run: RunLog, scaler: torch.amp.GradScaler) -> Progres
         return Progress()
     tensors, state = found
     load_tensors_into(stage.model, stage.optimizer, tensors)
-    scaler.load_state_dict(state["scaler"])
+    if state["scaler"] and scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
     if state["stopper"] is not None:
         stage.stopper.load_state(state["stopper"])
     now = Progress(**state["progress"])
