@@ -145,8 +145,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return _opened(path, int(name[1]))
 
 
-def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """The tensors that were saved, bit for bit, on the CPU: nested as given to `save`.
+def read_tensors(checkpoint: Checkpoint, only: str = "") -> dict[str, dict[str, Tensor]]:
+    """The tensors that were saved, bit for bit, on the CPU: in groups as given to `save`, or the group `only`.
 
     Raises:
         CheckpointError: this torch can't read it.
@@ -154,7 +154,11 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     reader = FileSystemReader(checkpoint.path)
     try:
         saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
-        flat = {key: torch.empty(meta.size, dtype=meta.properties.dtype) for key, meta in saved.items()}
+        flat = {
+            key: torch.empty(meta.size, dtype=meta.properties.dtype)
+            for key, meta in saved.items()
+            if key.startswith(only)
+        }
         with _plain_errors():
             state_dict_loader.load(flat, storage_reader=reader, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wmtp.errors import PreemptedError
@@ -126,8 +126,8 @@ class RunLog(Protocol):
         """Tensors and state of the newest valid checkpoint, None to start afresh."""
         ...
 
-    def tensors_at(self, stage: str, step: int) -> Tensors | None:
-        """Tensors of the checkpoint of `step`, None if it is gone or damaged."""
+    def weights_at(self, stage: str, step: int) -> dict[str, Tensor] | None:
+        """Weights in the checkpoint of `step`, None if it is gone or damaged."""
         ...
 
     def record(self, stage: Stage, progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
@@ -252,6 +252,6 @@ def _restore(stage: Stage, run: RunLog, scaler: torch.amp.GradScaler) -> Progres
 
 def _load_best(stage: Stage, run: RunLog, now: Progress) -> None:
     assert now.best_step is not None
-    best = run.tensors_at(stage.name, now.best_step)
+    best = run.weights_at(stage.name, now.best_step)
     if best is not None:
-        load_weights_into(stage.model, best["model"])
+        load_weights_into(stage.model, best)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from wmtp.errors import CheckpointError
 from wmtp.training import checkpoint
 from wmtp.training.loop import Progress, Stage
@@ -105,14 +107,14 @@ class Run:
         self.screen.say(f"resuming stage {stage} at step {found.step} ({found.path.name})")
         return checkpoint.read_tensors(found), state
 
-    def tensors_at(self, stage: str, step: int) -> Tensors | None:
-        """Tensors of the checkpoint of `step`, None if it is gone or damaged (and says so)."""
+    def weights_at(self, stage: str, step: int) -> dict[str, Tensor] | None:
+        """Weights in the checkpoint of `step`, None if it is gone or damaged (and says so)."""
         try:
             found = checkpoint.open_checkpoint(self.checkpoints / stage / f"step-{step:08d}")
         except CheckpointError as error:
             self.screen.say(f"warning: the best step's weights can't be had, the last ones stay: {error}")
             return None
-        return checkpoint.read_tensors(found)
+        return checkpoint.read_tensors(found, only="model/")["model"]
 
     def record(self, stage: Stage, progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
         """Every step into `metrics.jsonl`; every `log_interval`-th, evaluations and the end to screen and tracker."""
