@@ -52,7 +52,8 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--life", type=float, default=22.0, help="seconds that a process lives at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     choose = random.Random(args.seed)
@@ -66,8 +67,7 @@ def main() -> None:
         while len(reached) < args.kills:
             process = start(folder, "killed", args.steps)
             try:
-                # Most of a process's life is start-up; so that the run advances, some live longer.
-                process.wait(timeout=choose.uniform(0, choose.choice([0.5, 1.0, 1.0]) * whole * 0.75))
+                process.wait(timeout=choose.uniform(0, args.life))
                 print(f"the run ended after {len(reached)} kills; give more --steps")
                 break
             except subprocess.TimeoutExpired:
