@@ -135,8 +135,7 @@ def test_dry_run_takes_no_step(bench: Bench) -> None:
 def test_demo_runs_offline(bench: Bench) -> None:
     """The command of the README, cut to a few steps."""
     short = ("--set", "train.max_steps=2", "--set", "train.eval_interval=2", "--set", "mlflow.enabled=false")
-    small = ("--set", "data.train.batch_size=2", "--set", "data.eval.max_length=192")
-    result = bench.run("demo", "--output", "runs", *short, *small)
+    result = bench.run("demo", "--output", "runs", *short, "--set", "data.train.batch_size=2")
     assert result.code == 0, result.err
     assert "held-out loss:" in result.err
 
