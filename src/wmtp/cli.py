@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from time import strftime
@@ -122,8 +123,15 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
         raise typer.Exit
 
 
+def _one_line(message: Warning | str, *place: object) -> str:
+    """A warning is for the person at the terminal: what it says, not where in the code."""
+    del place
+    return f"warning: {message}\n"
+
+
 def main() -> None:
     """Run a command; what went wrong is one message, and an exit code that says whose fault it is."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except WmtpError as error:

@@ -188,3 +188,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_changed_stopping_settings_are_taken_and_said(bench: Bench) -> None:
+    """In a process of its own: pytest turns warnings into errors."""
+    stop = "train.early_stopping={enabled: true, monitor: eval_loss, patience: PATIENCE}"
+    assert bench.train("--set", stop.replace("PATIENCE", "50"), "--set", "train.max_steps=6").code == 0
+    again = bench.start("--resume", "auto", "--set", stop.replace("PATIENCE", "40"), "--set", "train.max_steps=6")
+    _, error = again.communicate(timeout=60)
+    assert again.returncode == 0, error
+    assert "\nwarning: early-stopping settings have changed" in error
+    assert "patience 50 -> 40" in error
