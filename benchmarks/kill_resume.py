@@ -52,7 +52,7 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=330)
     parser.add_argument("--life", type=float, default=16.0, help="seconds that a process lives at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
