@@ -162,6 +162,9 @@ def test_changed_data_is_refused(bench: Bench) -> None:
     refused = bench.train("--resume", "auto")
     assert refused.code == 2
     assert "other data" in refused.err
+    saved = bench.folder / "runs" / "small" / "checkpoints" / "train"
+    assert bench.train("--resume", "runs/small/checkpoints/train/step-00000008").code == 2
+    assert [entry.name for entry in sorted(saved.iterdir())][-1] == "step-00000012", "a refusal deletes nothing"
     assert bench.train("--resume", "auto", "--allow-change").code == 0
 
 
@@ -181,6 +184,13 @@ def test_a_stopped_run_trains_on_only_if_told(bench: Bench) -> None:
     assert bench.json("summary.json")["train"]["total_steps"] == 2
     assert bench.train(*stop, "--resume", "auto", "--continue-stopped").code == 0
     assert bench.json("summary.json")["train"]["total_steps"] == 4
+
+
+def test_a_reached_limit_holds_though_told_to_continue(bench: Bench) -> None:
+    assert bench.train().code == 0
+    assert bench.train("--resume", "auto", "--continue-stopped").code == 0
+    stage = bench.json("summary.json")["train"]
+    assert (stage["total_steps"], stage["stop_reason"]) == (12, "max_steps")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

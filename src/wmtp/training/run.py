@@ -95,13 +95,12 @@ class Run:
         if found is None:
             self.metrics.truncate(stage, 0)
             return None
-        checkpoint.discard_after(root, found.step)  # they are made again
         state: dict[str, Any] = dict(found.run_state)
         if state["data"] != self.data and not self.allow_change:
             raise CheckpointError(f"{found.path}: made with other data; --allow-change to go on with the new")
+        checkpoint.discard_after(root, found.step)  # they are made again
         if self.continue_stopped:
-            state["progress"] |= {"reason": "", "message": ""}
-            state["stopper"] = None
+            state["stopper"] = None  # a fresh rule: the loop then drops the stop, but not a limit that was reached
         unsettled = state["progress"]["pending"] is not None
         self.metrics.truncate(stage, found.step + (0 if unsettled else 1))
         self.screen.say(f"resuming stage {stage} at step {found.step} ({found.path.name})")
