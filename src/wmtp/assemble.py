@@ -7,39 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from wmtp.data import (
-    Loader,
-    TokenStore,
-    load_tokenizer,
-    pad_id,
-)
-from wmtp.data.reference import reference_losses
-from wmtp.data.state_loader import TokenRewards
-from wmtp.data.tokenize import Tokenizer, check_same_tokens
+from wmtp.data import Loader, TokenStore, load_tokenizer
+from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import UserError
-from wmtp.inputs import Say, cache_folder, documents, examples_of, groups_of, make_loader
+from wmtp.inputs import Context, Say, cache_folder, documents, make_loader, rewarded_programs
 from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
 from wmtp.objectives import WeightedMTP
 from wmtp.objectives.value import AuxiliaryValue
 from wmtp.ops.schedule import lr_factor
-from wmtp.ops.weights import Scaling
-from wmtp.pretraining import Critic, Frozen, Rewarded, explains_nothing, identity_of, make_critic
-from wmtp.protocols import TokenWeighting
-from wmtp.settings import Config, DataPart, Settings
-from wmtp.settings.recipe import Rho1 as Rho1Settings
+from wmtp.pretraining import Critic, Frozen, explains_nothing, identity_of, make_critic
+from wmtp.settings import Config, Settings
 from wmtp.stopping import LossEarlyStopping
 from wmtp.training.loop import Progress, Stage
 from wmtp.training.optim import make_optimizer
 from wmtp.training.step import Hardware
 from wmtp.types import JSON, Batch
-from wmtp.verified_data import Group, differences, rewarded_documents
-from wmtp.weighting import Critic as CriticWeighting
-from wmtp.weighting import Diff, RandomMatched, Rho1, Shuffled, Uniform
+from wmtp.weight_source import make_weighting
+from wmtp.weighting import Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,41 +63,23 @@ def assemble(settings: Settings, say: Say, *, accept_unsandboxed: bool = False) 
         SandboxError: programs must be run and no box can be had.
     """
     recipe, config = settings.recipe, settings.config
-    cache = cache_folder(config)
+    cache, hardware = cache_folder(config), make_hardware(config)
     path = fetch_model(config.paths.models.base, cache)
     tokenizer = load_tokenizer(tokenizer_location(path))
+    context = Context(settings, tokenizer, hardware, cache, say, accept_unsandboxed)
     train, held_out = documents(settings, tokenizer, cache, say)
     loaders = (
         make_loader(train, recipe.data.train, tokenizer, config.seed),
         make_loader(held_out, recipe.data.eval, tokenizer, config.seed, shuffle=False),
     )
-    hardware = make_hardware(config)
-    say(f"loading {config.paths.models.base}")
-    model = load_model(
-        path,
-        horizon=recipe.model.horizon,
-        head=recipe.model.head,
-        detach_heads=recipe.model.detach_heads,
-        native_mtp=recipe.model.native_mtp,
-        seed=config.seed,
-    ).to(hardware.device)
-    if (recipe.data.train.pack_sequences or recipe.data.eval.pack_sequences) and not model.keeps_documents_apart():
-        raise UserError(
-            f"data.train.pack_sequences: true: {config.paths.models.base} can't keep packed documents apart (what "
-            "stands before a document changes what is computed for it); set pack_sequences: false for train and eval"
-        )
+    model = _load(settings, path, hardware, say)
     critic = None
     if recipe.train.algo == "critic-wmtp":
         frozen = Frozen(model, identity_of(model, hardware), tokenizer, hardware, cache, say)
-        verified = _verified(settings, tokenizer, cache, say, accept_unsandboxed)
-        critic = make_critic(settings, frozen, train, held_out, verified)
+        critic = make_critic(settings, frozen, train, held_out, rewarded_programs(context))
         model.value_head = critic.head
-    head = None if critic is None else critic.head
-    weighting = make_weighting(
-        settings, head, train, loaders[0], tokenizer, hardware, cache, say, accept_unsandboxed=accept_unsandboxed
-    )
     objective = WeightedMTP(
-        weighting,
+        make_weighting(context, model.value_head, train, loaders[0]),
         recipe.model.horizon,
         recipe.model.head_coefficients,
         tells_weights=recipe.train.algo != "baseline-mtp",
@@ -129,6 +99,26 @@ def assemble(settings: Settings, say: Say, *, accept_unsandboxed: bool = False) 
     return Job(stages=stages, model=model, tokenizer=tokenizer, train=train, held_out=held_out, after=after)
 
 
+def _load(settings: Settings, path: str, hardware: Hardware, say: Say) -> MTPModel:
+    """The base model with its heads, on the device."""
+    recipe, base = settings.recipe, settings.config.paths.models.base
+    say(f"loading {base}")
+    model = load_model(
+        path,
+        horizon=recipe.model.horizon,
+        head=recipe.model.head,
+        detach_heads=recipe.model.detach_heads,
+        native_mtp=recipe.model.native_mtp,
+        seed=settings.config.seed,
+    ).to(hardware.device)
+    if (recipe.data.train.pack_sequences or recipe.data.eval.pack_sequences) and not model.keeps_documents_apart():
+        raise UserError(
+            f"data.train.pack_sequences: true: {base} can't keep packed documents apart (what stands before a "
+            "document changes what is computed for it); set pack_sequences: false for train and eval"
+        )
+    return model
+
+
 def _auxiliary(settings: Settings, critic: Critic) -> AuxiliaryValue | None:
     given = settings.recipe.critic
     assert given is not None, "checked with the settings"
@@ -141,151 +131,6 @@ def _auxiliary(settings: Settings, critic: Critic) -> AuxiliaryValue | None:
         gamma=given.gamma,
         gae_lambda=given.gae_lambda,
     )
-
-
-def make_weighting(
-    settings: Settings,
-    value: Callable[[Tensor], Tensor] | None,
-    train: TokenStore,
-    loader: Loader,
-    tokenizer: Tokenizer,
-    hardware: Hardware,
-    cache: Path,
-    say: Say,
-    *,
-    accept_unsandboxed: bool = False,
-) -> TokenWeighting:
-    """The weighting that `train.algo` names, under its control if the recipe asks for one.
-
-    Args:
-        settings: recipe and config.
-        value: value head of critic-wmtp, on the device; other algorithms need none.
-        train, loader: the training data, whose tokens rho1-wmtp's reference is asked about.
-        tokenizer: the model's.
-        hardware: where forward passes run.
-        cache: folder for what is computed once.
-        say: is told what takes long.
-        accept_unsandboxed: see `assemble`.
-
-    Raises:
-        UserError: a reference that can't be had or reads text with other tokens.
-        SandboxError: see `assemble`.
-    """
-    recipe, loss = settings.recipe, settings.recipe.loss
-    scaling = Scaling(loss.weight_norm, loss.lambda_, loss.weight_temperature, loss.epsilon, loss.max_weight)
-    match recipe.train.algo:
-        case "baseline-mtp":
-            weighting: TokenWeighting = Uniform()
-        case "rho1-wmtp":
-            rho1 = recipe.rho1
-            assert rho1 is not None, "checked with the settings"
-            weighting = Rho1(
-                _reference(settings, rho1, train, loader, tokenizer, hardware, cache, say),
-                scaling,
-                selection_mode=rho1.selection_mode,
-                skip_share=rho1.skip_threshold_percentile,
-                min_difference=rho1.min_ce_diff,
-                score_from=rho1.score_from,
-            )
-        case "critic-wmtp":
-            given = recipe.critic
-            assert given is not None, "checked with the settings"
-            assert value is not None, "made before"
-            weighting = CriticWeighting(
-                value,
-                scaling,
-                delta_mode=given.delta_mode,
-                normalize=given.normalize,
-                discount=given.discount_lambda,
-            )
-        case "diff-wmtp":
-            groups = groups_of(settings, "train", cache, say, accept_unsandboxed)
-            weighting = Diff(_differences(settings, groups, train, tokenizer, hardware, cache, say), scaling)
-        case _:
-            assert_never(recipe.train.algo)
-    match loss.control:
-        case "none":
-            return weighting
-        case "shuffled":
-            return Shuffled(weighting, settings.config.seed)
-        case "random_matched":
-            return RandomMatched(weighting, settings.config.seed)
-        case _:
-            assert_never(loss.control)
-
-
-def _reference(
-    settings: Settings,
-    rho1: Rho1Settings,
-    train: TokenStore,
-    loader: Loader,
-    tokenizer: Tokenizer,
-    hardware: Hardware,
-    cache: Path,
-    say: Say,
-) -> Callable[[Batch], Tensor]:
-    """The reference model's loss for each token of a batch: looked up, or computed as training goes."""
-    config = settings.config
-    assert config.paths.models.ref is not None, "checked with the settings"
-    key = f"paths.models.ref: {config.paths.models.ref}"
-    path = fetch_model(config.paths.models.ref, cache, "paths.models.ref")
-    check_same_tokens(tokenizer, load_tokenizer(tokenizer_location(path)), examples_of(settings, "train"), key)
-    say(f"loading {config.paths.models.ref}, the reference")
-    model = load_model(path, horizon=None, native_mtp="drop", seed=config.seed).to(hardware.device).eval()
-    model.requires_grad_(False)
-
-    def losses(batch: Batch) -> Tensor:
-        with hardware.autocast():
-            return model.token_losses(batch.to(hardware.device))
-
-    if rho1.reference == "live":
-        return losses
-    return reference_losses(
-        cache / "reference",
-        train,
-        losses,
-        model=identity_of(model, hardware),
-        pad_id=pad_id(tokenizer),
-        batch_size=hardware.micro_batch_size or loader.batch_size,
-        max_length=loader.max_length,
-        mask_prompt=loader.mask_prompt,
-        device=hardware.device,
-        say=say,
-    )
-
-
-def _differences(
-    settings: Settings,
-    groups: list[Group],
-    train: TokenStore,
-    tokenizer: Tokenizer,
-    hardware: Hardware,
-    cache: Path,
-    say: Say,
-) -> Callable[[Batch], Tensor]:
-    """For each token of a batch the share of its document's wrong programs in which it is another one."""
-    shares, documents = differences(groups, train, tokenizer, settings.recipe.data.train.max_length, cache / "tokens")
-    if rest := len(train) - documents:
-        say(f"diff-wmtp: {rest} of {len(train)} documents have no wrong program beside them: their weights are 1")
-    table = TokenRewards.of_responses(train, torch.from_numpy(shares)).to(hardware.device)
-    return lambda batch: table.of(batch)[0]
-
-
-def _verified(
-    settings: Settings, tokenizer: Tokenizer, cache: Path, say: Say, accept_unsandboxed: bool
-) -> tuple[Rewarded, Rewarded] | None:
-    """Right and wrong programs that stage 1 learns from, and held-out ones; None if it doesn't ask for them."""
-    recipe = settings.recipe
-    if recipe.critic is None or recipe.critic.target != "verified":
-        return None
-    if recipe.pretrain is None or not recipe.pretrain.enabled:
-        return None
-
-    def side(name: str, part: DataPart) -> Rewarded:
-        groups = groups_of(settings, name, cache, say, accept_unsandboxed)
-        return rewarded_documents(groups, tokenizer, part.max_length, cache / "tokens", key=f"data.{name}", say=say)
-
-    return side("train", recipe.data.train), side("eval", recipe.data.eval)
 
 
 def make_hardware(config: Config) -> Hardware:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wmtp.data import (
     Example,
@@ -22,9 +27,33 @@ from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import DataError
 from wmtp.evaluate.problems import load_tested
 from wmtp.settings import Config, DataPart, Settings
-from wmtp.verified_data import Group, verified_groups
+from wmtp.training.step import Hardware
+from wmtp.verified_data import Group, rewarded_documents, verified_groups
 
 Say = Callable[[str], None]
+Rewarded: TypeAlias = "tuple[TokenStore, NDArray[np.float64]]"
+"""N documents, and [N] their rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the parts of a job share.
+
+    Attributes:
+        settings: recipe and config.
+        tokenizer: the base model's.
+        hardware: where forward passes run.
+        cache: folder for what is computed once.
+        say: is told what takes long.
+        accept_unsandboxed: where programs must be run and no box can be had, run them all the same.
+    """
+
+    settings: Settings
+    tokenizer: Tokenizer
+    hardware: Hardware
+    cache: Path
+    say: Say
+    accept_unsandboxed: bool
 
 
 def documents(settings: Settings, tokenizer: Tokenizer, cache: Path, say: Say) -> tuple[TokenStore, TokenStore]:
@@ -71,10 +100,37 @@ def examples_of(settings: Settings, name: str) -> list[Example]:
     return examples
 
 
-def groups_of(settings: Settings, name: str, cache: Path, say: Say, accept_unsandboxed: bool) -> list[Group]:
+def groups_of(context: Context, name: str) -> list[Group]:
     """Right programs of `data.train` or `data.eval`, each with wrong ones: run once, and kept."""
-    rows = [row for place in _places(settings, name) for row in load_tested(*place)]
-    return verified_groups(cache / "verified", rows, key=f"data.{name}", accept_unsandboxed=accept_unsandboxed, say=say)
+    rows = [row for place in _places(context.settings, name) for row in load_tested(*place)]
+    return verified_groups(
+        context.cache / "verified",
+        rows,
+        key=f"data.{name}",
+        accept_unsandboxed=context.accept_unsandboxed,
+        say=context.say,
+    )
+
+
+def rewarded_programs(context: Context) -> tuple[Rewarded, Rewarded] | None:
+    """Right and wrong programs that stage 1 learns from, and held-out ones; None if it doesn't ask for them."""
+    recipe = context.settings.recipe
+    if recipe.critic is None or recipe.critic.target != "verified":
+        return None
+    if recipe.pretrain is None or not recipe.pretrain.enabled:
+        return None
+
+    def side(name: str, part: DataPart) -> Rewarded:
+        return rewarded_documents(
+            groups_of(context, name),
+            context.tokenizer,
+            part.max_length,
+            context.cache / "tokens",
+            key=f"data.{name}",
+            say=context.say,
+        )
+
+    return side("train", recipe.data.train), side("eval", recipe.data.eval)
 
 
 def _places(settings: Settings, name: str) -> Iterator[tuple[Source, Location, Split, str]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from wmtp.data.state_loader import StateLoader, TokenRewards, open_or_build_rewa
 from wmtp.data.states import StateStore, content_key, open_or_build_states
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import UserError
+from wmtp.inputs import Rewarded
 from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
 from wmtp.model.files import weights_hash
 from wmtp.model.pretrained import CausalTrunk
@@ -107,10 +107,6 @@ class Frozen:
             batch_tokens=BATCH_TOKENS,
             say=self.say,
         )
-
-
-Rewarded: TypeAlias = "tuple[TokenStore, NDArray[np.float64]]"
-"""N documents, and [N] their rewards."""
 
 
 def make_critic(

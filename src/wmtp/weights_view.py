@@ -16,12 +16,12 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from wmtp.assemble import make_hardware, make_weighting
+from wmtp.assemble import make_hardware
 from wmtp.data import Tokenizer, TokenStore, load_tokenizer
 from wmtp.data.collate import collate
 from wmtp.errors import CheckpointError, UserError
 from wmtp.evaluation import CONFIG, RECIPE
-from wmtp.inputs import Say, cache_folder, make_loader, training_documents
+from wmtp.inputs import Context, Say, cache_folder, make_loader, training_documents
 from wmtp.model import MTPModel, load_model
 from wmtp.model.value_head import META_FILE, ValueHead, load_value_head
 from wmtp.ops.weights import to_targets, weight_metrics
@@ -34,6 +34,7 @@ from wmtp.training.progress import ProgressBar
 from wmtp.training.run_folder import write_text_atomic
 from wmtp.training.step import Hardware
 from wmtp.types import IGNORE, JSON, Batch, ModelOutput
+from wmtp.weight_source import make_weighting
 from wmtp.weighting import Critic, Diff, Rho1, Uniform
 
 PAGE = "weights.html"
@@ -114,9 +115,8 @@ def _weigh_documents(
     else:
         value, source = _basis(ended, hardware)
         loader = make_loader(store, recipe.data.train, tokenizer, config.seed)
-        weighting = make_weighting(
-            settings, value, store, loader, tokenizer, hardware, cache, say, accept_unsandboxed=accept_unsandboxed
-        )
+        context = Context(settings, tokenizer, hardware, cache, say, accept_unsandboxed)
+        weighting = make_weighting(context, value, store, loader)
     mask_prompt = recipe.data.train.mask_prompt
     found = [_weigh(model, weighting, store, index, mask_prompt, tokenizer, hardware) for index in chosen]
     about = f"What each token counts in the loss of {recipe.train.algo}: {len(chosen)} of {len(store)} documents."
