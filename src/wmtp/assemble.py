@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from wmtp.data import Loader, TokenStore, load_tokenizer
 from wmtp.data.tokenize import Tokenizer
@@ -167,7 +168,9 @@ def _main_stage(
     model.drops_targets = (
         recipe.train.algo == "rho1-wmtp" and recipe.rho1 is not None and recipe.rho1.selection_mode == "token_skip"
     )
-    own_rates = {} if model.value_head is None or recipe.critic is None else {model.value_head: recipe.critic.value_lr}
+    own_rates: dict[nn.Module, float] = {} if optim.heads_lr is None else {model.heads: optim.heads_lr}
+    if model.value_head is not None and recipe.critic is not None:
+        own_rates[model.value_head] = recipe.critic.value_lr
     optimizer = make_optimizer(
         model, optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, own_rates=own_rates
     )

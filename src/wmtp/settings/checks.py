@@ -107,12 +107,13 @@ def _check_heads(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
     if model.horizon == 1:
         for key, value in (
-            ("detach_heads", model.detach_heads),
-            ("head_warmup_steps", model.head_warmup_steps),
+            ("model.detach_heads", model.detach_heads),
+            ("model.head_warmup_steps", model.head_warmup_steps),
+            ("optim.heads_lr", recipe.optim.heads_lr),
         ):
             if value:
                 yield Finding(
-                    ("model", key),
+                    tuple(key.split(".")),
                     "`model.horizon: 1` has no extra heads; remove this or raise the horizon",
                     (_HORIZON,),
                 )

@@ -111,6 +111,9 @@ class Optim(Section):
 
     optimizer: Literal["adamw", "lion", "sgd"] = Field(default="adamw", description="update rule")
     lr: Positive = Field(default=1.2e-5, description="highest learning rate")
+    heads_lr: Positive | None = Field(
+        default=None, description="that of the extra heads, which start fresh and can take more; null: lr"
+    )
     weight_decay: NotNegative = Field(default=0.1, description="decoupled weight decay, of matrices alone")
     betas: tuple[BelowOne, BelowOne] = Field(default=(0.9, 0.95), description="averages of gradient and its square")
     grad_clip: Positive | None = Field(default=1.0, description="highest norm of the whole gradient; null: no clipping")

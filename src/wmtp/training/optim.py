@@ -52,14 +52,18 @@ def make_optimizer(
     """An optimizer over the parameters of `model` that require a gradient.
 
     Weight decay acts on matrices, not on norms and biases. SGD takes betas[0] as its momentum. Parts of the model in
-    `own_rates` have a learning rate of their own, and no weight decay.
+    `own_rates` have a learning rate of their own.
     """
     apart = {parameter for part in own_rates for parameter in part.parameters()}
-    params = [p for p in model.parameters() if p.requires_grad and p not in apart]
+    rest = [p for p in model.parameters() if p not in apart]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-        *({"params": list(part.parameters()), "weight_decay": 0.0, "lr": rate} for part, rate in own_rates.items()),
+        {
+            "params": [p for p in params if p.requires_grad and (p.ndim >= 2) is matrices],
+            "lr": rate,
+            "weight_decay": weight_decay if matrices else 0.0,
+        }
+        for params, rate in [(rest, lr), *((list(part.parameters()), rate) for part, rate in own_rates.items())]
+        for matrices in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     match kind:

@@ -121,8 +121,8 @@ DEFAULTS = {
         "save_interval": 1000, "early_stopping": STOPPING,
     },
     "optim": {
-        "optimizer": "adamw", "lr": 1.2e-5, "weight_decay": 0.1, "betas": [0.9, 0.95], "grad_clip": 1.0,
-        "scheduler": "cosine", "warmup_ratio": 0.03,
+        "optimizer": "adamw", "lr": 1.2e-5, "heads_lr": None, "weight_decay": 0.1, "betas": [0.9, 0.95],
+        "grad_clip": 1.0, "scheduler": "cosine", "warmup_ratio": 0.03,
     },
     "data": {"train": PART, "eval": PART},
     "loss": {
@@ -186,8 +186,8 @@ def test_verbatim_recipe(tmp_path):
             "early_stopping": STOPPING | {"min_delta": 0.00001, "monitor": "wmtp_loss"},
         },
         "optim": {
-            "optimizer": "adamw", "lr": 0.00005, "weight_decay": 0.01, "betas": [0.9, 0.999], "grad_clip": 1.0,
-            "scheduler": "constant", "warmup_ratio": 0.0,
+            "optimizer": "adamw", "lr": 0.00005, "heads_lr": None, "weight_decay": 0.01, "betas": [0.9, 0.999],
+            "grad_clip": 1.0, "scheduler": "constant", "warmup_ratio": 0.0,
         },
         "data": {"train": part, "eval": part},
         "critic": {

@@ -85,7 +85,8 @@ def test_rewards_need_a_model_unless_pseudo_rewards_are_allowed():
 
 
 @pytest.mark.parametrize(
-    "override", ["model.detach_heads=true", "model.head_warmup_steps=5", "train.full_finetune=false"]
+    "override",
+    ["model.detach_heads=true", "model.head_warmup_steps=5", "optim.heads_lr=0.001", "train.full_finetune=false"],
 )
 def test_one_head_has_no_extra_heads(override):
     (line,) = problems(LEAST, None, "model.horizon=1", override)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wmtp.errors import CheckpointError
+from wmtp.model import MTPModel
 from wmtp.training.optim import Lion, load_tensors_into, load_weights_into, make_optimizer, tensors_of
 
 KINDS = ["adamw", "lion", "sgd"]
@@ -116,6 +117,20 @@ class TestGroups:
         trunk = make_trunk("llama-tied")
         held = [id(p) for g in optimizer_of(trunk, "adamw").param_groups for p in g["params"]]
         assert len(held) == len(set(held)) == len(list(trunk.parameters()))
+
+    @pytest.mark.parametrize("head", ["transformer", "residual"])
+    def test_parts_with_a_rate_of_their_own(self, make_trunk: Any, head: Any) -> None:
+        model = MTPModel(make_trunk("llama-tied"), 3, head)
+        given = {"lr": 0.01, "weight_decay": 0.0, "betas": (0.0, 0.0)}
+        optimizer = make_optimizer(model, "sgd", **given, own_rates={model.heads: 0.5})
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        moved = {name: (start[name] - p.detach()).mean().item() for name, p in model.named_parameters()}
+        assert any(name.startswith("heads.") for name in moved)
+        for name, by in moved.items():
+            assert by == pytest.approx(0.5 if name.startswith("heads.") else 0.01, rel=1e-3), name
 
     def test_names(self) -> None:
         assert isinstance(optimizer_of(Small(), "adamw"), torch.optim.AdamW)
