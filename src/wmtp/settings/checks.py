@@ -11,6 +11,7 @@ from wmtp.settings.config import Config, DatasetSplits
 from wmtp.settings.document import KeyPath, show_text
 from wmtp.settings.explain import nearest
 from wmtp.settings.recipe import DataPart, Recipe
+from wmtp.stopping.config import EarlyStoppingConfig
 
 Item = TypeVar("Item")
 
@@ -34,7 +35,7 @@ class Finding:
 
 _ALGO: KeyPath = ("train", "algo")
 _HORIZON: KeyPath = ("model", "horizon")
-_STAGE1_METRICS = ("loss", "value_loss", "grad_norm", "value_variance", "explained_variance")
+_STAGE1_METRICS = ("loss", "value_loss", "grad_norm", "value_variance", "explained_variance", "eval_value_loss")
 _STAGE2_METRICS = ("loss", "wmtp_loss", "grad_norm", "lr", "eval_loss")
 
 
@@ -157,36 +158,38 @@ def _check_data(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _check_stopping(recipe: Recipe) -> Iterator[Finding]:
-    pretrain = recipe.pretrain
-    if pretrain and pretrain.enabled and pretrain.early_stopping.enabled:
-        yield from _check_monitor(("pretrain",), pretrain.early_stopping.monitor, _STAGE1_METRICS)
-    stopping = recipe.train.early_stopping
+    if recipe.pretrain and recipe.pretrain.enabled:
+        stopping = recipe.pretrain.early_stopping
+        yield from _check_monitor("pretrain", stopping, _STAGE1_METRICS, "eval_value_loss")
+    yield from _check_monitor(
+        "train", recipe.train.early_stopping, _STAGE2_METRICS, "eval_loss", heads=recipe.model.horizon
+    )
+
+
+def _check_monitor(
+    stage: str, stopping: EarlyStoppingConfig, metrics: tuple[str, ...], held_out: str, heads: int = 0
+) -> Iterator[Finding]:
     if not stopping.enabled:
         return
-    yield from _check_monitor(("train",), stopping.monitor, _STAGE2_METRICS, recipe.model.horizon)
-    if stopping.restore_best and not stopping.monitor.startswith("eval_"):
-        yield Finding(
-            ("train", "early_stopping", "restore_best"),
-            f"the best step is known only for a metric measured at evaluations, not for {show_text(stopping.monitor)}; "
-            "write `monitor: eval_loss` beside it, or false here",
-            (("train", "early_stopping", "monitor"),),
-        )
-
-
-def _check_monitor(stage: KeyPath, monitor: str, metrics: tuple[str, ...], heads: int = 0) -> Iterator[Finding]:
+    monitor, here = stopping.monitor, (stage, "early_stopping")
     of_head = re.fullmatch(r"(?:eval_)?loss_h([1-9]\d{0,8})", monitor)
-    if monitor in metrics or (of_head and int(of_head[1]) <= heads):
-        return
-    own = [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in range(1, min(heads, 64) + 1)]
-    near = nearest(monitor, [*metrics, *own])
-    cure = f"did you mean {near}? " if near else ""
-    per_head = f", and per head loss_h1.. and eval_loss_h1.., up to {heads}" if heads else ""
-    here = (*stage, "early_stopping")
-    yield Finding(
-        (*here, "monitor"),
-        f"this stage has no such metric; {cure}There are {', '.join(metrics)}{per_head}",
-        (_HORIZON, (*here, "enabled"), (*stage, "enabled")),
-    )
+    if monitor not in metrics and not (of_head and int(of_head[1]) <= heads):
+        own = [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in range(1, min(heads, 64) + 1)]
+        near = nearest(monitor, [*metrics, *own])
+        cure = f"did you mean {near}? " if near else ""
+        per_head = f", and per head loss_h1.. and eval_loss_h1.., up to {heads}" if heads else ""
+        yield Finding(
+            (*here, "monitor"),
+            f"this stage has no such metric; {cure}There are {', '.join(metrics)}{per_head}",
+            (_HORIZON, (*here, "enabled"), (stage, "enabled")),
+        )
+    if stopping.restore_best and not monitor.startswith("eval_"):
+        yield Finding(
+            (*here, "restore_best"),
+            f"the best step is known only for a metric measured at evaluations, not for {show_text(monitor)}; "
+            f"write `monitor: {held_out}` beside it, or false here",
+            ((*here, "monitor"),),
+        )
 
 
 def _check_metrics(recipe: Recipe) -> Iterator[Finding]:

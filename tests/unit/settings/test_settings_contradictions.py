@@ -142,7 +142,7 @@ def test_a_metric_that_stage_1_does_not_have():
     recipe = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
     (line,) = problems(recipe, None, f"pretrain.early_stopping={{{STOP}: eval_loss}}")
     assert "did you mean value_loss?" in line
-    assert line.endswith("There are loss, value_loss, grad_norm, value_variance, explained_variance")
+    assert line.endswith("There are loss, value_loss, grad_norm, value_variance, explained_variance, eval_value_loss")
 
 
 def test_an_absurd_horizon_takes_no_time():
@@ -161,7 +161,10 @@ def test_restore_best_needs_a_metric_of_evaluations():
     assert "write `monitor: eval_loss`" in line
     accept(LEAST, f"train.early_stopping={{{STOP}: eval_loss_h2, restore_best: true}}")
     critic = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
-    accept(critic, f"pretrain.early_stopping={{{STOP}: value_loss, restore_best: true}}")
+    accept(critic, f"pretrain.early_stopping={{{STOP}: eval_value_loss, restore_best: true}}")
+    (line,) = problems(critic, None, f"pretrain.early_stopping={{{STOP}: value_loss, restore_best: true}}")
+    assert "pretrain.early_stopping.restore_best = true: " in line
+    assert "write `monitor: eval_value_loss`" in line
 
 
 def test_variance_bounds_in_the_wrong_order():
