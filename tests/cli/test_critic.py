@@ -159,3 +159,40 @@ def test_the_value_head_is_no_part_of_what_writes_programs(critic: Bench) -> Non
     again = critic.run("eval", "runs/small", "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["tasks"][0]["samples"] == {"file": "samples.jsonl", "rows": 2, "reused": 2}
+
+
+@pytest.mark.parametrize(("factor", "at_most"), [(0.0, 6), (1000.0, 1)])
+def test_a_head_that_collapses_or_explodes_stops_stage_1_within_two_windows(
+    critic: Bench, monkeypatch: pytest.MonkeyPatch, factor: float, at_most: int
+) -> None:
+    """The specification's own bounds, on batches of four: its window is 3 steps. The fresh head itself is waited for."""
+    from wmtp.model.value_head import ValueHead
+
+    forward, steps, broken_from = ValueHead.forward, [0], 61
+
+    def breaking(self: ValueHead, hidden: torch.Tensor) -> torch.Tensor:
+        steps[0] += self.training and torch.is_grad_enabled()
+        return forward(self, hidden) * (factor if steps[0] >= broken_from else 1.0)
+
+    monkeypatch.setattr(ValueHead, "forward", breaking)
+    stopping = {
+        "enabled": True, "mode": "any", "patience": 1000, "monitor": "value_loss", "grad_norm_threshold": 50.0,
+        "grad_norm_window_size": 10, "grad_norm_threshold_ratio": 0.7, "variance_min": 0.1, "variance_max": 5.0,
+    }  # fmt: skip
+    overrides = [
+        f"pretrain.early_stopping={json.dumps(stopping)}",
+        "pretrain.batch_size=4",
+        "pretrain.max_steps=100",
+        "pretrain.num_epochs=20",
+        "pretrain.lr=1e-3",
+        "train.max_steps=1",
+        "train.eval_interval=1000",
+    ]
+    result = critic.train("--json", *[part for override in overrides for part in ("--set", override)])
+    assert result.code == 0, result.err
+    stage1 = json.loads(result.out)["pretrain"]
+    rows = [row for row in critic.rows() if row["stage"] == "pretrain" and "value_variance" in row]
+    assert rows[0]["value_variance"] < 0.1, "a fresh head's variance is below the bound"
+    assert 0.1 <= rows[broken_from - 2]["value_variance"] <= 5, "sound before it breaks"
+    assert stage1["stop_reason"] == "variance_invalid"
+    assert broken_from <= stage1["total_steps"] < broken_from + at_most
