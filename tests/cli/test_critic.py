@@ -165,7 +165,7 @@ def test_the_value_head_is_no_part_of_what_writes_programs(critic: Bench) -> Non
 def test_a_head_that_collapses_or_explodes_stops_stage_1_within_two_windows(
     critic: Bench, monkeypatch: pytest.MonkeyPatch, factor: float, at_most: int
 ) -> None:
-    """The specification's own bounds, on batches of four: its window is 3 steps. The fresh head itself is waited for."""
+    """The specification's bounds, on batches of four: the window is 3 steps. The fresh head itself is waited for."""
     from wmtp.model.value_head import ValueHead
 
     forward, steps, broken_from = ValueHead.forward, [0], 61
