@@ -94,6 +94,7 @@ def train(
                 summary["eval"] = cast("JSON", {"before": before, "after": after} if before else {"after": after})
                 last = done[job.stages[-1].name].step
                 tracker.log(last, {f"eval/{name.replace('@', '_at_')}": value for name, value in after.items()})
+            folder.write_status("finished")
             _tell(folder, summary, screen)
         except PreemptedError as error:
             folder.write_status("preempted", reason=preempted.name)
@@ -253,7 +254,7 @@ def _hand_on(
     for stage in job.stages:
         progress = done[stage.name]
         summary[stage.name] = _stage_summary(progress) | told[stage.name]
-        folder.write_status("finished", step=progress.step, stage=stage.name, reason=progress.reason)
+        folder.write_status("running", step=progress.step, stage=stage.name, reason=progress.reason)
         _track_end(tracker, stage, progress)
         screen.say(f"stage {stage.name} ended at step {progress.step}: {progress.reason} ({progress.message})")
         if (explained := progress.last.get("eval_explained_variance")) is not None:

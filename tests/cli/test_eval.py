@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,22 @@ def test_training_ends_with_the_evaluation_and_wmtp_eval_repeats_it(evaluated: B
     assert other.code == 0, other.err
     task = json.loads((evaluated.folder / "elsewhere/eval.json").read_text())["tasks"][0]
     assert (task["sampling"]["speculative"], len(task["data"]["problems"])) == (True, 2)
+
+
+def test_a_run_is_finished_when_its_evaluation_is(evaluated: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmtp import job
+
+    states: list[object] = []
+    evaluate = job.evaluate_model
+
+    def seen(*args: Any, **named: Any) -> Any:
+        states.append(evaluated.json("status.json")["state"])
+        return evaluate(*args, **named)
+
+    monkeypatch.setattr(job, "evaluate_model", seen)
+    assert evaluated.train().code == 0
+    assert states == ["running", "running"]  # before and after training
+    assert evaluated.json("status.json")["state"] == "finished"
 
 
 def test_no_eval(evaluated: Bench) -> None:
