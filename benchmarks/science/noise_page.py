@@ -82,14 +82,19 @@ def table(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> str:
 
 
 def figure(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> go.Figure:
-    titles = ("Clean held-out loss against the baseline, %", "AUROC of low weight against corruption", "Held-out loss")
+    titles = (
+        "Clean held-out loss against the baseline, % (filled: mean of the heads; open: head 1)",
+        "AUROC of low weight against corruption",
+        "Held-out loss",
+    )
     page = make_subplots(rows=3, cols=1, subplot_titles=titles, row_heights=[0.4, 0.3, 0.3], vertical_spacing=0.08)
     colour = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     for method in reversed([m for m in methods if m != "baseline"]):
-        mean, low, high = (100 * value for value in paired(rows, method, "baseline"))
-        bars = {} if math.isnan(low) else {"array": [high - mean], "arrayminus": [mean - low]}
-        page.add_scatter(x=[mean], y=[names[method]], error_x=bars, mode="markers", showlegend=False, row=1, col=1,
-                         marker={"color": colour[method], "size": 10})  # fmt: skip
+        for name, symbol in (("loss", "circle"), ("loss_h1", "circle-open")):
+            mean, low, high = (100 * value for value in paired(rows, method, "baseline", name))
+            bars = {} if math.isnan(low) else {"array": [high - mean], "arrayminus": [mean - low]}
+            page.add_scatter(x=[mean], y=[names[method]], error_x=bars, mode="markers", showlegend=False, row=1, col=1,
+                             marker={"color": colour[method], "size": 10, "symbol": symbol})  # fmt: skip
     page.add_vline(x=0, line_dash="dot", row=1, col=1)
     for method in methods:
         own = [row for row in rows if row["method"] == method]

@@ -261,9 +261,8 @@ def _hand_on(
             screen.say(f"value head: explains {explained:.1%} of the variance of held-out rewards")
         before, after = progress.first.get("eval_loss"), progress.last.get("eval_loss")
         if before is not None and after is not None:
-            best = (
-                "" if progress.best_value is None else f", best {progress.best_value:.4f} at step {progress.best_step}"
-            )
+            monitored = stage.stopper.config.monitor == "eval_loss" and progress.best_value is not None
+            best = f", best {progress.best_value:.4f} at step {progress.best_step}" if monitored else ""
             screen.say(f"held-out loss: {before:.4f} before, {after:.4f} after{best} (nats per token)")
     folder.write_summary(summary)
     return summary
