@@ -45,14 +45,14 @@ METHODS = {
     "baseline": "baseline",
     "weighted": "rho1 weighted",
     "skip": "rho1 token_skip",
-    "random_weighted": "random_matched of weighted",
-    "random_skip": "random_matched of token_skip",
-    "shuffled_weighted": "shuffled weighted",
-    "absolute_weighted": "absolute difference, weighted",
-    "absolute_skip": "absolute difference, token_skip",
-    "oracle": "corrupted tokens left out (the mask is told)",
-    "baseline_scored": "baseline, compute of rho1 with scoring",
-    "baseline_all": "baseline, compute of rho1 with scoring and the reference's training",
+    "random_weighted": "random_matched, weighted",
+    "random_skip": "random_matched, token_skip",
+    "shuffled_weighted": "shuffled, weighted",
+    "absolute_weighted": "absolute, weighted",
+    "absolute_skip": "absolute, token_skip",
+    "oracle": "oracle (told the mask)",
+    "baseline_scored": "baseline, + compute of scoring",
+    "baseline_all": "baseline, + scoring and reference",
 }
 
 

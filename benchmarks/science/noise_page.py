@@ -109,4 +109,6 @@ def figure(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> go.F
         page.add_scatter(x=[int(s) for s in steps], y=np.mean(losses, axis=0), row=3, col=1, **line)
     page.update_xaxes(title_text="step", row=3, col=1)
     page.update_yaxes(title_text="nats per token, mean of four heads", row=3, col=1)
-    return page.update_layout(height=1300, width=1000, template="plotly_white")
+    return page.update_layout(
+        height=1150, width=900, template="plotly_white", legend={"orientation": "h", "y": -0.07}, margin={"t": 60}
+    )
