@@ -33,7 +33,7 @@ from wmtp.evaluate.verdict import NOT_THE_PROGRAMS_FAULT, Verdict
 from wmtp.ops.diff import differing_tokens
 from wmtp.rewards.verified import Counts, verified_pairs
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache's key: add one when the same programs give other mutants or verdicts than before."""
 WRONG = 4
 """Most wrong programs of a right one."""

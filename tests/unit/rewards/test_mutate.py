@@ -84,8 +84,8 @@ KINDS = [
         "for a in b:\n    '''t'''\n    f(\n      a)\n    break",
         {("    f(\n      a)\n", ""), ("    break", "")},
     ),
-    ("returned", "def f(a, b=0):\n    c = a\n    return a + c", {("a + c", x) for x in ("a", "b", "c", "None")}),
-    ("returned", "def f(a):\n    return a", {("a", "None")}),
+    ("returned", "def f(a, b=0):\n    c = a\n    return a + c", {("a + c", x) for x in ("a", "b", "c")}),
+    ("returned", "def f(a):\n    return a", set()),
     ("negated", "if a: pass", {("a", "not a")}),
     ("negated", "while a or b: pass", {("a or b", "not (a or b)")}),
     ("negated", "x = [a for a in b if not a]", {("not ", "")}),
@@ -125,7 +125,7 @@ def test_the_same_always_and_another_for_another_seed() -> None:
 
 
 def test_kinds_take_turns() -> None:
-    source = "def f(a):\n    x = [1, 2, 3, 4, 5, 6, 7, 8, 9]\n    if a:\n        x = a + a\n    return x\n"
+    source = "def f(a):\n    x = [1, 2, 3, 4, 5, 6, 7, 8, 9]\n    if a:\n        x = a + a\n    return [x]\n"
     kinds = [mutant.kind for mutant in mutants(source, 3, 12)]
     assert set(kinds[:7]) == {"arithmetic", "constant", "dropped", "name", "negated", "off_by_one", "returned"}
 
@@ -177,7 +177,7 @@ def test_references_of_mbpp() -> None:
     for source in random.Random(0).sample(programs, 60):
         found = mutants(source, 1, 12)
         check(source, found)
-        assert len(found) >= 3
+        assert len(found) >= 2
         for mutant in found:
             kinds[mutant.kind] = kinds.get(mutant.kind, 0) + 1
     assert len(kinds) == 11, kinds
