@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from noise_page import over_seeds
 from plotly.subplots import make_subplots
-from scipy import stats
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -20,16 +20,9 @@ WITHOUT_VALUES = ("looks", "surprise", "surprise_text")
 MODES = {"td": "#1f6feb", "diff": "#d4572a"}
 
 
-def over_seeds(rows: Rows, method: str, of: Callable[[Row], float]) -> tuple[float, float, float]:
-    """Mean over a method's seeds, and its 95 % t interval (NaN with one seed)."""
-    found = [of(row) for row in rows if row["method"] == method]
-    mean = float(np.mean(found))
-    if len(found) == 1:
-        return mean, math.nan, math.nan
-    if np.ptp(found) == 0:
-        return mean, mean, mean
-    low, high = stats.ttest_1samp(found, 0.0).confidence_interval(0.95)
-    return mean, float(low), float(high)
+def of_method(rows: Rows, method: str, of: Callable[[Row], float]) -> tuple[float, float, float]:
+    """Mean over a method's seeds, and its interval."""
+    return over_seeds([of(row) for row in rows if row["method"] == method])
 
 
 def told(value: tuple[float, float, float]) -> str:
@@ -55,18 +48,18 @@ def table(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> list[
     ]
     for method in methods:
         cells = [
-            told(over_seeds(rows, method, lambda row, mode=mode, name=name: row[mode][name]))
+            told(of_method(rows, method, lambda row, mode=mode, name=name: row[mode][name]))
             for mode, name in (("td", "top1"), ("diff", "top1"), ("td", "top3"), ("diff", "top3"), ("td", "near"))
         ]
         if method in WITHOUT_VALUES:
             cells[1] = cells[3] = ""
-        cells.insert(2, told(over_seeds(rows, method, lambda row: others(row, 0))))
+        cells.insert(2, told(of_method(rows, method, lambda row: others(row, 0))))
         explains = method not in WITHOUT_VALUES
-        explained = told(over_seeds(rows, method, lambda row: row["explained"])) if explains else ""
-        outcome = told(over_seeds(rows, method, lambda row: row["auroc"]))
+        explained = told(of_method(rows, method, lambda row: row["explained"])) if explains else ""
+        outcome = told(of_method(rows, method, lambda row: row["auroc"]))
         lines.append(f"| {names[method]} | {' | '.join(cells)} | {outcome} | {explained} |")
-    one, three, near = (f"{over_seeds(rows, methods[0], lambda row, n=n: row['td'][n])[0]:.3f}" for n in CHANCES)
-    rest = f"{over_seeds(rows, methods[0], lambda row: others(row, 1))[0]:.3f}"
+    one, three, near = (f"{of_method(rows, methods[0], lambda row, n=n: row['td'][n])[0]:.3f}" for n in CHANCES)
+    rest = f"{of_method(rows, methods[0], lambda row: others(row, 1))[0]:.3f}"
     lines.append(f"| chance, exactly | {one} | {one} | {rest} | {three} | {three} | {near} | 0.500 | 0 |")
     sizes = [round(np.mean([row[side] for row in rows])) for side in ("train", "held_out")]
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
@@ -74,7 +67,7 @@ def table(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> list[
     lines += ["", f"Seeds {seeds}; {sizes[0]} programs to learn from, {sizes[1]} held out."]
     lines.append(f"Settings: `{json.dumps(told_settings)}`.")
     if "surprise" in methods:
-        lowest = told(over_seeds(rows, "surprise", lambda row: row["auroc_lowest"]))
+        lowest = told(of_method(rows, "surprise", lambda row: row["auroc_lowest"]))
         lines.append(f"Surprise tells pass from fail by the mean log-likelihood; by the lowest one: {lowest}.")
     return [*lines, "Means over seeds with 95 % t intervals."]
 
@@ -117,7 +110,7 @@ def figure(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> go.F
     page = make_subplots(rows=3, cols=1, subplot_titles=titles, row_heights=[0.35, 0.25, 0.4], vertical_spacing=0.1)
 
     def dots(row: int, label: str, colour: str, of: Callable[[Row], float], shown: Sequence[str], *, key: bool) -> None:
-        values = [over_seeds(rows, method, of) for method in shown]
+        values = [of_method(rows, method, of) for method in shown]
         symbol = "circle" if label != "delta_mode diff" else "circle-open"
         up, down = ([abs(value[i] - value[0]) for value in values] for i in (2, 1))
         bars = {"array": up, "arrayminus": down}
@@ -130,7 +123,7 @@ def figure(rows: Rows, methods: Sequence[str], names: Mapping[str, str]) -> go.F
         shown = [method for method in backwards if mode == "td" or method not in WITHOUT_VALUES]
         dots(1, f"delta_mode {mode}", colour, lambda row, mode=mode: row[mode]["top1"], shown, key=True)
     dots(2, "AUROC", "#2a9d5c", lambda row: row["auroc"], backwards, key=False)
-    page.add_vline(x=over_seeds(rows, methods[0], lambda row: row["td"]["chance1"])[0], line_dash="dot", row=1, col=1)
+    page.add_vline(x=of_method(rows, methods[0], lambda row: row["td"]["chance1"])[0], line_dash="dot", row=1, col=1)
     page.add_vline(x=0.5, line_dash="dot", row=2, col=1)
     compared = [method for method in ("gae", "balanced", "looks", "surprise", "surprise_text") if method in methods]
     for method, colour in zip(compared, ("#1f6feb", "#2a9d5c", "#b58900", "#5b6670", "#333333"), strict=False):

@@ -22,19 +22,21 @@ def last(row: Mapping[str, Any], name: str) -> float:
     return float(row["curve"][max(row["curve"], key=int)][name])
 
 
-def paired(rows: Rows, method: str, base: str, name: str = "loss") -> tuple[float, float, float]:
-    """Mean over seeds of loss / loss of `base` - 1 in the same seed, and its 95 % t interval (NaN with one seed)."""
-    of = {key: {row["seed"]: last(row, name) for row in rows if row["method"] == key} for key in (method, base)}
-    changes = [of[method][seed] / of[base][seed] - 1 for seed in sorted(of[method].keys() & of[base].keys())]
-    if not changes:
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(changes))
-    if len(changes) == 1:
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % t interval (NaN with one value, and without any)."""
+    mean = float(np.mean(values)) if values else math.nan
+    if len(values) < 2:
         return mean, math.nan, math.nan
-    if np.ptp(changes) == 0:
+    if np.ptp(values) == 0:
         return mean, mean, mean
-    low, high = stats.ttest_1samp(changes, 0.0).confidence_interval(0.95)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     return mean, float(low), float(high)
+
+
+def paired(rows: Rows, method: str, base: str, name: str = "loss") -> tuple[float, float, float]:
+    """Mean over seeds of loss / loss of `base` - 1 in the same seed, and its interval."""
+    of = {key: {row["seed"]: last(row, name) for row in rows if row["method"] == key} for key in (method, base)}
+    return over_seeds([of[method][seed] / of[base][seed] - 1 for seed in sorted(of[method].keys() & of[base].keys())])
 
 
 def write_results(rows: Rows, names: Mapping[str, str], folder: Path) -> str:
