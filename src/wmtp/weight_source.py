@@ -80,9 +80,8 @@ def _critic(context: Context, value: Callable[[Tensor], Tensor]) -> Critic:
 def _rho1(context: Context, train: TokenStore, loader: Loader) -> Rho1:
     given = context.settings.recipe.rho1
     assert given is not None, "checked with the settings"
-    live = given.reference == "live"
     return Rho1(
-        _live_reference(context)[0] if live else _cached_reference(context, train, loader),
+        _reference(context, train, loader, live=given.reference == "live"),
         _scaling(context),
         selection_mode=given.selection_mode,
         skip_share=given.skip_threshold_percentile,
@@ -91,8 +90,8 @@ def _rho1(context: Context, train: TokenStore, loader: Loader) -> Rho1:
     )
 
 
-def _live_reference(context: Context) -> tuple[Callable[[Batch], Tensor], str]:
-    """The reference model's loss for each token of a batch, computed as training goes; and its identity."""
+def _reference(context: Context, train: TokenStore, loader: Loader, *, live: bool) -> Callable[[Batch], Tensor]:
+    """The reference model's loss for each token of a batch: looked up, or computed as training goes."""
     config, hardware = context.settings.config, context.hardware
     ref = config.paths.models.ref
     assert ref is not None, "checked with the settings"
@@ -108,22 +107,18 @@ def _live_reference(context: Context) -> tuple[Callable[[Batch], Tensor], str]:
         with hardware.autocast():
             return model.token_losses(batch.to(hardware.device))
 
-    return losses, identity_of(model, hardware)
-
-
-def _cached_reference(context: Context, train: TokenStore, loader: Loader) -> Callable[[Batch], Tensor]:
-    """The same, looked up: computed once for the whole data set."""
-    losses, identity = _live_reference(context)
+    if live:
+        return losses
     return reference_losses(
         context.cache / "reference",
         train,
         losses,
-        model=identity,
+        model=identity_of(model, hardware),
         pad_id=pad_id(context.tokenizer),
-        batch_size=context.hardware.micro_batch_size or loader.batch_size,
+        batch_size=hardware.micro_batch_size or loader.batch_size,
         max_length=loader.max_length,
         mask_prompt=loader.mask_prompt,
-        device=context.hardware.device,
+        device=hardware.device,
         say=context.say,
     )
 
