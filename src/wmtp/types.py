@@ -119,13 +119,21 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a stopping rule sees at one step: global numbers alone, already reduced over ranks."""
+    """What a stopping rule sees at one step: global numbers alone, already reduced over ranks.
+
+    Attributes:
+        step: updates made so far.
+        metrics: what was measured at this step.
+        epoch, tokens, seconds: how much of each the stage has taken so far.
+        total_steps: updates that are planned in all, 0 if nobody knows.
+    """
 
     step: int
     metrics: Mapping[str, float]
     epoch: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    total_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

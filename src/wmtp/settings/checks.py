@@ -35,7 +35,10 @@ class Finding:
 
 _ALGO: KeyPath = ("train", "algo")
 _HORIZON: KeyPath = ("model", "horizon")
-_STAGE1_METRICS = ("loss", "value_loss", "grad_norm", "value_variance", "explained_variance", "eval_value_loss")
+_STAGE1_METRICS = (
+    *("loss", "value_loss", "grad_norm", "value_variance", "explained_variance", "variance_ratio"),
+    *("eval_value_loss", "eval_value_variance", "eval_explained_variance", "eval_variance_ratio"),
+)
 _STAGE2_METRICS = ("loss", "wmtp_loss", "grad_norm", "lr", "eval_loss")
 
 
@@ -169,20 +172,27 @@ def _check_stopping(recipe: Recipe) -> Iterator[Finding]:
 def _check_monitor(
     stage: str, stopping: EarlyStoppingConfig, metrics: tuple[str, ...], held_out: str, heads: int = 0
 ) -> Iterator[Finding]:
-    if not stopping.enabled:
-        return
     monitor, here = stopping.monitor, (stage, "early_stopping")
-    of_head = re.fullmatch(r"(?:eval_)?loss_h([1-9]\d{0,8})", monitor)
-    if monitor not in metrics and not (of_head and int(of_head[1]) <= heads):
-        own = [f"{name}_h{k}" for name in ("loss", "eval_loss") for k in range(1, min(heads, 64) + 1)]
-        near = nearest(monitor, [*metrics, *own])
+    rule, shadows = stopping.tree({})[0], stopping.shadow_trees({})[0].values()
+    watched = [("monitor", monitor)] if stopping.enabled else []
+    watched += [("rule", name) for name in rule.monitors if name != monitor] if stopping.enabled and rule else []
+    watched += [("shadow_rules", name) for shadow in shadows for name in shadow.monitors]
+    for key, name in watched:
+        of_head = re.fullmatch(r"(?:eval_)?loss_h([1-9]\d{0,8})", name)
+        if name in metrics or (of_head and int(of_head[1]) <= heads):
+            continue
+        own = [f"{of}_h{k}" for of in ("loss", "eval_loss") for k in range(1, min(heads, 64) + 1)]
+        near = nearest(name, [*metrics, *own])
         cure = f"did you mean {near}? " if near else ""
         per_head = f", and per head loss_h1.. and eval_loss_h1.., up to {heads}" if heads else ""
+        what = "such metric" if key == "monitor" else f"metric {show_text(name)}"
         yield Finding(
-            (*here, "monitor"),
-            f"this stage has no such metric; {cure}There are {', '.join(metrics)}{per_head}",
+            (*here, key),
+            f"this stage has no {what}; {cure}There are {', '.join(metrics)}{per_head}",
             (_HORIZON, (*here, "enabled"), (stage, "enabled")),
         )
+    if not stopping.enabled:
+        return
     if stopping.restore_best and not monitor.startswith("eval_"):
         yield Finding(
             (*here, "restore_best"),

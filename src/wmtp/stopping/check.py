@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 _WORDS = {
     bool: "true or false",
@@ -69,9 +70,17 @@ def _out_of_range(limit: object, value: Any) -> str:
             return f"{value!r} is too small, it must be at least {ge}"
         case Gt(gt) if not value > gt:
             return f"{value!r} is too small, it must be above {gt}"
+        case Lt(lt) if not value < lt:
+            return f"{value!r} is too large, it must be below {lt}"
         case Le(le) if not value <= le:
             return f"{value!r} is too large, it must be at most {le}"
         case MinLen(length) if len(value) < length:
             return "must not be empty"
         case _:
             return ""
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """A hint at the valid name that `name` may have been meant for, for error messages."""
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

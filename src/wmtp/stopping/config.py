@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from wmtp.errors import SettingsError
-from wmtp.stopping.check import fault, type_hints
+from wmtp.stopping.check import fault, nearest, type_hints
+from wmtp.stopping.tree import Rule, parse
 
 
 class EarlyStoppingConfigError(SettingsError, ValueError):
@@ -42,6 +42,12 @@ class EarlyStoppingConfig:
         max_nonfinite: that many monitored values in a row that are NaN or infinite stop the stage.
         restore_best: whether the stage hands on the weights of its best check instead of the last ones.
         shadow: decides and records, never stops.
+        rule: what stops the stage: plain, the rules of the fields above; or another rule, beside which only
+            `min_steps`, `max_nonfinite`, `restore_best` and `shadow` hold: a name, {name: {settings}}, {any: [rules]}
+            or {all: [rules]}, nested at will; names: patience, trend, divergence, critic_health, target, budget,
+            non_finite.
+        shadow_rules: further rules that are asked beside, by a name of yours; they never stop, but where they would
+            have is in the log.
 
     Raises:
         EarlyStoppingConfigError: if values have the wrong type or are out of range; lists all of them.
@@ -64,16 +70,38 @@ class EarlyStoppingConfig:
     max_nonfinite: Annotated[int, Ge(1)] = 3
     restore_best: bool = False
     shadow: bool = False
+    rule: str | dict[str, Any] = "plain"
+    shadow_rules: dict[str, str | dict[str, Any]] = field(default_factory=dict[str, "str | dict[str, Any]"])
 
     def __post_init__(self) -> None:
         hints = type_hints(EarlyStoppingConfig)
-        found = {f.name: fault(hints[f.name], getattr(self, f.name)) for f in fields(self)}
-        problems = [f"{name}: {text}" for name, text in found.items() if text]
+        plain = [f.name for f in fields(self) if f.name not in ("rule", "shadow_rules")]
+        problems = [f"{name}: {text}" for name in plain if (text := fault(hints[name], getattr(self, name)))]
+        problems += self.tree({})[1] + self.shadow_trees({})[1]
         low, high = self.variance_min, self.variance_max
         if not problems and low is not None and high is not None and low > high:
             problems = [f"variance_min: {low!r} is above variance_max ({high!r}); swap them"]
         if problems:
             raise EarlyStoppingConfigError("\n".join(problems))
+
+    def tree(self, aliases: Mapping[str, str]) -> tuple[Rule | None, list[str]]:
+        """The rule in place of the plain ones, None for these; and what is wrong with it.
+
+        Args:
+            aliases: what names of metrics stand for.
+        """
+        return (None, []) if self.rule == "plain" else parse(self.rule, self.monitor, aliases)
+
+    def shadow_trees(self, aliases: Mapping[str, str]) -> tuple[dict[str, Rule], list[str]]:
+        """`shadow_rules` as rules, and what is wrong with them."""
+        if not isinstance(cast(object, self.shadow_rules), dict):
+            return {}, [f"shadow_rules: {self.shadow_rules!r} is not a mapping of names to rules"]
+        found = {
+            name: parse(value, self.monitor, aliases, f"shadow_rules.{name}")
+            for name, value in self.shadow_rules.items()
+        }
+        rules = {name: rule for name, (rule, _) in found.items() if rule is not None}
+        return rules, [fault for _, faults in found.values() for fault in faults]
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], where: str = "early_stopping") -> EarlyStoppingConfig:
@@ -107,9 +135,3 @@ class ValueHeadStoppingConfig(EarlyStoppingConfig):
     rate, the batch and the rewards, so no number of them makes one that has not reached it a collapsed one."""
 
     variance_grace_steps: Annotated[int, Ge(0)] | None = None
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """A hint at the valid name that `name` may have been meant for, for error messages."""
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"

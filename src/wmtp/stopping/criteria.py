@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge
 
@@ -57,12 +57,12 @@ class Convergence:
 
     def update(self, state: ConvergenceState, seen: Observation) -> tuple[ConvergenceState, Verdict]:
         """Judges a finite value; at any other the state stays and nothing holds."""
-        value = _metric(seen, self.monitor)
+        value = metric_of(seen, self.monitor)
         finite = value if value is not None and math.isfinite(value) else None
         new = self._after(state, finite, seen.step)
         counter = min(new["counter"], self.patience if finite is not None else self.patience - 1)
         evidence: dict[str, JSON] = {
-            "value": None if value is None else _plain(value),
+            "value": None if value is None else plain_number(value),
             "best_value": new["best_value"],
             "best_step": new["best_step"],
             "counter": new["counter"],
@@ -120,10 +120,22 @@ class NonFiniteState(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """Holds ("non_finite") when `budget` monitored values in a row were NaN or infinite."""
+    """Holds ("non_finite") when `checks` monitored values in a row were NaN or infinite.
 
-    monitor: str
-    budget: int
+    Attributes:
+        monitor: the metric; empty: the block's.
+        checks: how many in a row.
+    """
+
+    kind: ClassVar[str] = "non_finite"
+
+    monitor: str = ""
+    checks: Annotated[int, Ge(1)] = 3
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        return (self.monitor,)
 
     def init(self) -> NonFiniteState:
         """Nothing seen."""
@@ -131,15 +143,15 @@ class NonFinite:
 
     def update(self, state: NonFiniteState, seen: Observation) -> tuple[NonFiniteState, Verdict]:
         """Counts a value that is not finite; while the budget lasts, the message says that it is ignored."""
-        value, run = _metric(seen, self.monitor), state["nonfinite_run"]
+        value, run = metric_of(seen, self.monitor), state["nonfinite_run"]
         if value is not None:
             run = 0 if math.isfinite(value) else run + 1
         new = NonFiniteState(nonfinite_run=run)
-        evidence: dict[str, JSON] = {"nonfinite_run": run, "distance": max(0.0, 1 - run / self.budget)}
-        if run >= self.budget:
+        evidence: dict[str, JSON] = {"nonfinite_run": run, "distance": max(0.0, 1 - run / self.checks)}
+        if run >= self.checks:
             message = f"{self.monitor} was not finite in {run} checks in a row, now {value}"
             return new, Verdict(True, "non_finite", ("non_finite",), message, evidence)
-        message = f"{self.monitor} is {value}: ignored ({run} in a row, {self.budget} stop)" if run else ""
+        message = f"{self.monitor} is {value}: ignored ({run} in a row, {self.checks} stop)" if run else ""
         return new, Verdict(message=message, evidence=evidence)
 
 
@@ -166,7 +178,7 @@ class GradientStability:
         history = state["grad_norm_history"]
         if self.threshold is None:
             return GradientState(grad_norm_history=history), Verdict(evidence={"distance": 1.0})
-        norm = _metric(seen, "grad_norm")
+        norm = metric_of(seen, "grad_norm")
         if norm is not None:
             exceeds = not (math.isfinite(norm) and norm <= self.threshold)
             history = [*history, exceeds][-self.window :]
@@ -208,7 +220,7 @@ class VarianceBounds:
     def update(self, state: VarianceState, seen: Observation) -> tuple[VarianceState, Verdict]:
         """Judges a variance that is there and not NaN; otherwise the judgement before stands."""
         count, armed, invalid = state["variance_seen"], state["variance_armed"], state["variance_invalid"]
-        variance = _metric(seen, "value_variance")
+        variance = metric_of(seen, "value_variance")
         bounded = self.low is not None or self.high is not None
         if bounded and variance is not None and not math.isnan(variance):
             low, high = (-math.inf if self.low is None else self.low), self.high
@@ -224,10 +236,12 @@ class VarianceBounds:
         return new, Verdict(True, "variance_invalid", ("variance_invalid",), message, evidence)
 
 
-def _metric(seen: Observation, name: str) -> float | None:
+def metric_of(seen: Observation, name: str) -> float | None:
+    """The metric as a plain number, None if it is not there."""
     value = seen.metrics.get(name)
     return None if value is None else float(value)  # numpy's and torch's scalars are not JSON
 
 
-def _plain(value: float) -> JSON:
-    return value if math.isfinite(value) else str(value)  # JSON has no NaN
+def plain_number(value: float) -> JSON:
+    """As JSON has it, which knows no NaN."""
+    return value if math.isfinite(value) else str(value)

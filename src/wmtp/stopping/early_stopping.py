@@ -1,4 +1,4 @@
-"""Early stopping as an object: holds the state of `PlainRules`, for a training loop of any kind.
+"""Early stopping as an object: holds the state of `Rules`, for a training loop of any kind.
 
 Example:
     >>> stopper = LossEarlyStopping({"enabled": True, "patience": 2})
@@ -18,14 +18,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 from wmtp.errors import CheckpointError, SettingsError
-from wmtp.stopping.check import fault
-from wmtp.stopping.config import EarlyStoppingConfig, EarlyStoppingConfigError, nearest
+from wmtp.stopping.check import fault, nearest
+from wmtp.stopping.config import EarlyStoppingConfig, EarlyStoppingConfigError
 from wmtp.stopping.criteria import Count
-from wmtp.stopping.rules import PlainRules, PlainState
+from wmtp.stopping.rules import Rules, RulesState
 from wmtp.types import JSON, Observation, Verdict
 
 
-class EarlyStoppingState(PlainState):
+class EarlyStoppingState(RulesState):
     """What a checkpoint keeps: the state of the rules, the step of the latest observation, the settings."""
 
     step: Count
@@ -33,7 +33,7 @@ class EarlyStoppingState(PlainState):
 
 
 class EarlyStopping:
-    """Decides after each step whether a stage of training stops; the decision is that of `PlainRules`.
+    """Decides after each step whether a stage of training stops; the decision is that of `Rules`.
 
     Not used itself: a stage says what "loss" means to it.
 
@@ -52,7 +52,7 @@ class EarlyStopping:
             config = EarlyStoppingConfig.from_mapping({} if config is None else config)
         alias = self.aliases.get(config.monitor)
         self.config = replace(config, monitor=alias) if alias else config
-        self._rules = PlainRules(self.config)
+        self._rules = Rules(self.config, self.aliases)
         self.reset()
 
     def reset(self) -> None:
@@ -99,6 +99,11 @@ class EarlyStopping:
         return self._verdict.message
 
     @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that the rule watches, those of rules in the shadow too."""
+        return self._rules.monitors
+
+    @property
     def best_value(self) -> float | None:
         """The latest monitored value that was below the best before it by more than `min_delta`."""
         return self._state["best_value"]
@@ -122,11 +127,12 @@ class EarlyStopping:
             SettingsError: with the nearest name, if early stopping or `restore_best` needs the metric.
         """
         config, names = self.config, sorted(available)
-        if not config.enabled and not config.restore_best:
+        if not (config.enabled or config.restore_best or config.shadow_rules):
             return
-        if config.monitor not in names:
-            hint = nearest(config.monitor, names)
-            raise SettingsError(f"early_stopping.monitor: this stage has no metric {config.monitor!r}; {hint}")
+        for key, monitor in (("monitor", config.monitor), *(("rule", name) for name in self.monitors)):
+            if monitor not in names:
+                hint = nearest(monitor, names)
+                raise SettingsError(f"early_stopping.{key}: this stage has no metric {monitor!r}; {hint}")
         bounds = (config.variance_min, config.variance_max)
         for metric, limits in {"grad_norm": (config.grad_norm_threshold,), "value_variance": bounds}.items():
             if metric not in names and any(limit is not None for limit in limits):
@@ -140,7 +146,7 @@ class EarlyStopping:
     def load_state(self, state: Mapping[str, object]) -> None:
         """Goes on from a state that `get_state` gave.
 
-        Settings that differ from those in the state win, with a warning that names them; `PlainRules.adapt` says
+        Settings that differ from those in the state win, with a warning that names them; `Rules.adapt` says
         what of the state they leave. A run that was stopped stays stopped (until `reset()`), unless the new
         settings never stop.
 
@@ -155,8 +161,10 @@ class EarlyStopping:
         except EarlyStoppingConfigError as error:
             raise CheckpointError(f"early-stopping state is damaged or of another version: {error}") from error
         self._step = loaded["step"]
-        rules_state = cast(PlainState, {key: deepcopy(loaded[key]) for key in self._state})
+        rules_state = cast(RulesState, {key: deepcopy(loaded[key]) for key in self._state})
         self._state = self._rules.adapt(rules_state, saved)
+        if text := self._rules.fault(self._state):
+            raise CheckpointError(f"early-stopping state is damaged or of another version: {text}")
         self._verdict = self._rules.latched(self._state) or Verdict()
         changes = [
             f"{f.name} {old!r} -> {new!r}"

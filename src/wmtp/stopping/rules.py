@@ -1,10 +1,13 @@
-"""The plain rules: four criteria in one flat state, combined by mode, and a stop that lasts. A pure fold."""
+"""What decides: the plain rules, or the rule that stands in their place; and a stop that lasts. A pure fold."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypedDict, cast
+from types import MappingProxyType
+from typing import Any, TypedDict, cast
 
+from wmtp.stopping.check import fault
 from wmtp.stopping.config import EarlyStoppingConfig
 from wmtp.stopping.criteria import (
     Convergence,
@@ -16,10 +19,8 @@ from wmtp.stopping.criteria import (
     VarianceBounds,
     VarianceState,
 )
+from wmtp.stopping.tree import REASONS, Rule, goes_on, state_fault
 from wmtp.types import JSON, Observation, Verdict
-
-REASONS = ("non_finite", "diverged", "gradient_unstable", "variance_invalid", "converged")
-"""Reason codes, most serious first: of several that act at once, the first is the reason of the stop."""
 
 
 class StopRecord(TypedDict):
@@ -39,15 +40,26 @@ class ShadowStop(TypedDict):
     reason: str
 
 
-class PlainState(ConvergenceState, NonFiniteState, GradientState, VarianceState):
-    """The states of all criteria, and the stop."""
+class ShadowRuleState(TypedDict):
+    """The state of a rule that never stops, and its first stop."""
 
+    state: dict[str, Any]
+    stop: ShadowStop | None
+
+
+class RulesState(ConvergenceState, NonFiniteState, GradientState, VarianceState):
+    """The states of the plain criteria, of the rule in their place, of those in the shadow; and the stop."""
+
+    rule: dict[str, Any] | None
+    shadow_rules: dict[str, Any]
     stopped: StopRecord | None
     shadow_stop: ShadowStop | None
 
 
-class PlainRules:
-    """The four criteria, evaluated at every check (an observation with the monitored metric), and the mode.
+class Rules:
+    """The four plain criteria, evaluated at every check (an observation with the monitored metric), and the mode; or
+    `config.rule`, evaluated at every observation that has one of its metrics. Then of the plain criteria "non_finite"
+    alone stops; the best value is kept all the same.
 
     any: each of them stops. all: convergence with a stable gradient and a valid variance stops ("finished in
     good health", unless the reason is "diverged"); a criterion that is off or has seen nothing does not
@@ -57,16 +69,20 @@ class PlainRules:
     nothing and has an empty verdict. After a stop the state stays as it was at the stop and every verdict is
     that of the stop; a config that never stops (`enabled` false, or `shadow`) passes over it.
 
-    `evidence` of a check: value, best_value, best_step, counter, patience, nonfinite_run, distance (0: stop;
-    1 also when nothing can stop), grad_exceed_share with a threshold, variance_armed with bounds,
-    shadow_stop (step and reason, or none) in shadow mode.
+    `evidence` of a check: value, best_value, best_step, nonfinite_run, distance (0: stop; 1 also when nothing can
+    stop); of the plain criteria counter, patience, grad_exceed_share with a threshold, variance_armed with bounds; of
+    another rule its own, of nested ones under their names; shadow_stop (step and reason, or none) in shadow mode;
+    shadow_rules likewise.
 
     Args:
         config: the settings; `config.monitor` is taken literally as the name of a metric.
+        aliases: what names of metrics stand for in `config.rule`.
     """
 
-    def __init__(self, config: EarlyStoppingConfig):
-        self.config = config
+    def __init__(self, config: EarlyStoppingConfig, aliases: Mapping[str, str] = MappingProxyType({})):
+        self.config, self._aliases = config, aliases
+        self._tree = config.tree(aliases)[0]
+        self._shadows = config.shadow_trees(aliases)[0]
         self._convergence = Convergence(config.monitor, config.patience, config.min_delta)
         self._non_finite = NonFinite(config.monitor, config.max_nonfinite)
         self._gradient = GradientStability(
@@ -74,65 +90,124 @@ class PlainRules:
         )
         self._variance = VarianceBounds(config.variance_min, config.variance_max, config.variance_grace_steps)
 
-    def init(self) -> PlainState:
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """All metrics that are watched, but `grad_norm` and `value_variance` of the plain criteria."""
+        own = (self.config.monitor,) if self._tree is None else self._tree.monitors
+        shadows = (name for rule in self._shadows.values() for name in rule.monitors)
+        return tuple(dict.fromkeys((*own, *shadows)))
+
+    def init(self) -> RulesState:
         """Nothing seen."""
-        return PlainState(
+        return RulesState(
             **self._convergence.init(),
             **self._non_finite.init(),
             **self._gradient.init(),
             **self._variance.init(),
+            rule=None if self._tree is None else cast("dict[str, Any]", self._tree.init()),
+            shadow_rules={
+                name: ShadowRuleState(state=cast(Any, rule.init()), stop=None) for name, rule in self._shadows.items()
+            },
             stopped=None,
             shadow_stop=None,
         )
 
-    def update(self, state: PlainState, seen: Observation) -> tuple[PlainState, Verdict]:
+    def update(self, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         """One step of the fold; `state` itself is not changed."""
         if (latched := self.latched(state)) is not None:
             return state, latched
-        if seen.metrics.get(self.config.monitor) is None or seen.step < self.config.min_steps:
+        if seen.step < self.config.min_steps:
             return state, Verdict()
+        state, shadows = self._ask_shadows(state, seen)
+        check = seen.metrics.get(self.config.monitor) is not None
+        if not check and (self._tree is None or not _concerns(self._tree, seen)):
+            return state, Verdict(evidence=shadows)
+        new, verdict = self._by_criteria(state, seen) if self._tree is None else self._by_rule(self._tree, state, seen)
+        if shadows:
+            verdict = replace(verdict, evidence={**verdict.evidence, **shadows})
+        if not self.config.shadow:
+            return {**new, "stopped": _record(verdict, seen.step) if verdict.stop else state["stopped"]}, verdict
+        first = state["shadow_stop"]
+        if verdict.stop and first is None:
+            first = ShadowStop(step=seen.step, reason=verdict.reason)
+        evidence: dict[str, JSON] = {**verdict.evidence, "shadow_stop": cast("JSON", first)}
+        return {**new, "shadow_stop": first}, replace(verdict, stop=False, reason="", evidence=evidence)
+
+    def _by_criteria(self, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         convergence_state, convergence = self._convergence.update(state, seen)
         non_finite_state, non_finite = self._non_finite.update(state, seen)
         gradient_state, gradient = self._gradient.update(state, seen)
         variance_state, variance = self._variance.update(state, seen)
-        verdict = self._combine(convergence, non_finite, gradient, variance)
-        stopped, shadow_stop = state["stopped"], state["shadow_stop"]
-        if verdict.stop and self.config.shadow and shadow_stop is None:
-            shadow_stop = ShadowStop(step=seen.step, reason=verdict.reason)
-        elif verdict.stop and not self.config.shadow:
-            stopped = _record(verdict, seen.step)
-        new = PlainState(
-            **convergence_state,
-            **non_finite_state,
-            **gradient_state,
-            **variance_state,
-            stopped=stopped,
-            shadow_stop=shadow_stop,
-        )
-        return new, _shadowed(verdict, shadow_stop) if self.config.shadow else verdict
+        new: RulesState = {**state, **convergence_state, **non_finite_state, **gradient_state, **variance_state}
+        return new, self._combine(convergence, non_finite, gradient, variance)
 
-    def latched(self, state: PlainState) -> Verdict | None:
+    def _by_rule(self, rule: Rule, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
+        convergence_state, convergence = self._convergence.update(state, seen)  # for the best value alone
+        non_finite_state, non_finite = self._non_finite.update(state, seen)
+        rule_state, verdict = cast(Any, rule).update(state["rule"], seen)
+        new: RulesState = {**state, **convergence_state, **non_finite_state, "rule": rule_state}
+        acting = [one for one in (non_finite, verdict) if one.stop]
+        fired = tuple(dict.fromkeys(code for one in acting for code in one.fired))
+        kept = {name: convergence.evidence[name] for name in ("value", "best_value", "best_step")}
+        evidence: dict[str, JSON] = {**kept, **non_finite.evidence, **verdict.evidence}
+        distances = (non_finite.evidence["distance"], verdict.evidence["distance"])
+        evidence["distance"] = min(cast("tuple[float, float]", distances)) if self.config.enabled else 1.0
+        message = "; ".join(one.message for one in (non_finite, verdict) if one.message)
+        stop = self.config.enabled and bool(acting)
+        return new, Verdict(stop, "+".join(fired) if stop else "", fired, message, evidence)
+
+    def _ask_shadows(self, state: RulesState, seen: Observation) -> tuple[RulesState, dict[str, JSON]]:
+        """The state after all rules in the shadow have seen `seen`, and where each would have stopped so far."""
+        if not self._shadows:
+            return state, {}
+        shadows = dict(state["shadow_rules"])
+        for name, rule in self._shadows.items():
+            own = cast(ShadowRuleState, shadows[name])
+            if own["stop"] is None and _concerns(rule, seen):
+                rule_state, verdict = cast(Any, rule).update(own["state"], seen)
+                stop = ShadowStop(step=seen.step, reason=verdict.reason) if verdict.stop else None
+                shadows[name] = ShadowRuleState(state=rule_state, stop=stop)
+        stops: dict[str, JSON] = {name: shadows[name]["stop"] for name in self._shadows}
+        return {**state, "shadow_rules": shadows}, {"shadow_rules": stops}
+
+    def latched(self, state: RulesState) -> Verdict | None:
         """The verdict of a stop in the past, if there was one and this config stops at all."""
         record = state["stopped"]
         if record is None or not self.config.enabled or self.config.shadow:
             return None
         return Verdict(True, record["reason"], tuple(record["fired"]), record["message"], dict(record["evidence"]))
 
-    def adapt(self, state: PlainState, saved: EarlyStoppingConfig) -> PlainState:
+    def adapt(self, state: RulesState, saved: EarlyStoppingConfig) -> RulesState:
         """`state`, made under the settings `saved`, without what it can't tell under those of this rule.
 
         Another `monitor` starts the best value and the counts anew, another gradient threshold the window, other
-        bounds the variance's grace; a shorter gradient window keeps its newest entries; all else goes on.
+        bounds the variance's grace, another `rule` that rule; a shorter gradient window keeps its newest entries; all
+        else goes on.
         """
         now = self.config
-        new: PlainState = state
+        new: RulesState = state
         if saved.monitor != now.monitor:
             new = {**new, **self._convergence.init(), **self._non_finite.init()}
         if saved.grad_norm_threshold != now.grad_norm_threshold:
             new = {**new, **self._gradient.init()}
         if (saved.variance_min, saved.variance_max) != (now.variance_min, now.variance_max):
             new = {**new, **self._variance.init()}
-        return {**new, "grad_norm_history": new["grad_norm_history"][-now.grad_norm_window_size :]}
+        old = saved.tree(self._aliases)[0]
+        if self._tree is None or old is None or not goes_on(self._tree, old):
+            new = {**new, "rule": self.init()["rule"]}
+        shadows, before = self.init()["shadow_rules"], saved.shadow_trees(self._aliases)[0]
+        kept = {name for name, rule in self._shadows.items() if name in before and goes_on(rule, before[name])}
+        shadows |= {name: new["shadow_rules"][name] for name in kept}
+        history = new["grad_norm_history"][-now.grad_norm_window_size :]
+        return {**new, "shadow_rules": shadows, "grad_norm_history": history}
+
+    def fault(self, state: RulesState) -> str:
+        """What is wrong with the states of the rules in `state`, which `adapt` gave; "" if nothing."""
+        found = [state_fault(self._tree, state["rule"])] if self._tree is not None else []
+        for name, rule in self._shadows.items():
+            own = state["shadow_rules"][name]
+            found.append(fault(ShadowRuleState, own) or state_fault(rule, own["state"]))
+        return next(filter(None, found), "")
 
     def _combine(self, convergence: Verdict, non_finite: Verdict, gradient: Verdict, variance: Verdict) -> Verdict:
         mode = self.config.mode
@@ -173,6 +248,5 @@ def _record(verdict: Verdict, step: int) -> StopRecord:
     )
 
 
-def _shadowed(verdict: Verdict, first: ShadowStop | None) -> Verdict:
-    shadow: JSON = None if first is None else {"step": first["step"], "reason": first["reason"]}
-    return replace(verdict, stop=False, reason="", evidence={**verdict.evidence, "shadow_stop": shadow})
+def _concerns(rule: Rule, seen: Observation) -> bool:
+    return not rule.monitors or any(name in seen.metrics for name in rule.monitors)

@@ -121,6 +121,9 @@ class Run:
         row |= {"tokens": progress.tokens, "seconds": progress.seconds, **metrics}
         if verdict.evidence:
             row["early_stopping"] = {"fired": list(verdict.fired), **verdict.evidence}
+        if verdict.stop and progress.step % stage.eval_interval and progress.step < stage.total_steps:
+            # The loop evaluates once more when it stops; a replay of the rule must not see what the rule didn't.
+            row["after_decision"] = [name for name in metrics if name.startswith("eval_")]
         self.metrics.append(row)
         step, evaluated = progress.step, "eval_loss" in metrics
         if not (evaluated or progress.reason or step % self.log_interval == 0):

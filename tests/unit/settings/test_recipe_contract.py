@@ -104,7 +104,7 @@ STOPPING = {
     "enabled": False, "patience": 100, "min_delta": 1e-4, "monitor": "loss", "mode": "any",
     "grad_norm_threshold": None, "grad_norm_window_size": 10, "grad_norm_threshold_ratio": 0.7,
     "variance_min": None, "variance_max": None, "min_steps": 0, "variance_grace_steps": 20, "max_nonfinite": 3,
-    "restore_best": False, "shadow": False,
+    "restore_best": False, "shadow": False, "rule": "plain", "shadow_rules": {},
 }  # fmt: skip
 STAGE1_STOPPING = STOPPING | {"variance_grace_steps": None}
 EVAL = {"before": False, "limit": None, "max_new_tokens": None, "batch_size": 32, "speculative": False}

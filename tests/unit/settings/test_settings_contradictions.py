@@ -142,7 +142,10 @@ def test_a_metric_that_stage_1_does_not_have():
     recipe = LEAST.replace("baseline-mtp", "critic-wmtp") + "critic: {}\n"
     (line,) = problems(recipe, None, f"pretrain.early_stopping={{{STOP}: eval_loss}}")
     assert "did you mean value_loss?" in line
-    assert line.endswith("There are loss, value_loss, grad_norm, value_variance, explained_variance, eval_value_loss")
+    assert line.endswith(
+        "There are loss, value_loss, grad_norm, value_variance, explained_variance, variance_ratio, "
+        "eval_value_loss, eval_value_variance, eval_explained_variance, eval_variance_ratio"
+    )
 
 
 def test_an_absurd_horizon_takes_no_time():

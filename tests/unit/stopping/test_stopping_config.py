@@ -14,7 +14,8 @@ ADAPTER = TypeAdapter(EarlyStoppingConfig)
 
 
 def test_defaults_are_those_of_the_specification():
-    assert {f.name: f.default for f in fields(EarlyStoppingConfig)} == {
+    config = EarlyStoppingConfig()
+    assert {f.name: getattr(config, f.name) for f in fields(config)} == {
         "enabled": False,
         "patience": 100,
         "min_delta": 1e-4,
@@ -30,6 +31,8 @@ def test_defaults_are_those_of_the_specification():
         "max_nonfinite": 3,
         "restore_best": False,
         "shadow": False,
+        "rule": "plain",
+        "shadow_rules": {},
     }
 
 

@@ -15,7 +15,7 @@ from wmtp.stopping import (
     GradientStability,
     NonFinite,
     Observation,
-    PlainRules,
+    Rules,
     VarianceBounds,
 )
 
@@ -36,7 +36,7 @@ def holds(rule, name, values):
 
 
 def plain(**settings):
-    return PlainRules(EarlyStoppingConfig(enabled=True, **settings))
+    return Rules(EarlyStoppingConfig(enabled=True, **settings))
 
 
 def run(rule, rows, first_step=1):
@@ -225,7 +225,7 @@ def test_shadow_records_the_first_stop_and_goes_on():
 
 
 def test_disabled_never_stops_but_tracks_the_best():
-    rule = PlainRules(EarlyStoppingConfig(patience=1, max_nonfinite=1))
+    rule = Rules(EarlyStoppingConfig(patience=1, max_nonfinite=1))
     state, verdicts = run(rule, [(1.0, None, None), (NAN, None, None)] + [(2.0, None, None)] * 5)
     assert not any(verdict.stop or verdict.reason for verdict in verdicts)
     assert all(verdict.evidence["distance"] == 1 for verdict in verdicts)
@@ -240,7 +240,7 @@ RULES = {
     "gradient": GradientStability(1.0, 5, 0.7),
     "variance": VarianceBounds(0.1, 5.0, 3),
     **{
-        f"{mode}{' shadow' * shadow}": PlainRules(
+        f"{mode}{' shadow' * shadow}": Rules(
             EarlyStoppingConfig(
                 enabled=True,
                 mode=mode,

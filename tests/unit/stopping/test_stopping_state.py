@@ -187,7 +187,7 @@ def test_what_a_state_keeps_under_other_settings():
         ({"stopped": {"step": 3}}, "stopped: reason: missing"),
         ({"stopped": True}, "stopped: True is not a mapping"),
         ({"config": {"patience": 0}}, "config.patience: 0 is too small"),
-        ({"config": {"rule": "trend"}}, "config.rule: no such setting"),
+        ({"config": {"rule": "trendy"}}, "config.rule: there is no rule 'trendy'; did you mean trend?"),
         ({"extra": 1}, "extra: no such entry"),
     ],
 )

@@ -1,0 +1,208 @@
+"""Rules that need no history to speak of: a target, a budget, and the health of a critic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, TypedDict
+
+from annotated_types import Ge, Gt
+
+from wmtp.stopping.criteria import Count, metric_of
+from wmtp.types import JSON, Observation, Verdict
+
+
+class TargetState(TypedDict):
+    """Checks in a row at the target."""
+
+    reached: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Holds ("target_reached") when the metric is at its target, `checks` times in a row.
+
+    Attributes:
+        monitor: the metric; empty: the block's.
+        below: reached at this value or less; none: no such bound.
+        above: reached at this value or more; none: no such bound.
+        checks: how often in a row, so that one lucky value is not enough.
+    """
+
+    kind: ClassVar[str] = "target"
+
+    monitor: str = ""
+    below: float | None = None
+    above: float | None = None
+    checks: Annotated[int, Ge(1)] = 1
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        return (self.monitor,)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings together."""
+        return ["needs `below` or `above`"] if self.below is None and self.above is None else []
+
+    def init(self) -> TargetState:
+        """Nothing seen."""
+        return TargetState(reached=0)
+
+    def update(self, state: TargetState, seen: Observation) -> tuple[TargetState, Verdict]:
+        """Judges a value; one that is not finite is not at the target."""
+        value = metric_of(seen, self.monitor)
+        if value is not None:
+            there = (self.below is not None and value <= self.below) or (self.above is not None and value >= self.above)
+            state = TargetState(reached=state["reached"] + 1 if there and math.isfinite(value) else 0)
+        evidence: dict[str, JSON] = {"distance": max(0.0, 1 - state["reached"] / self.checks)}
+        if state["reached"] < self.checks:
+            return state, Verdict(evidence=evidence)
+        bounds = [
+            f"{name} {bound:g}" for name, bound in (("below", self.below), ("above", self.above)) if bound is not None
+        ]
+        message = f"{self.monitor} has been {' or '.join(bounds)} in {state['reached']} checks in a row"
+        return state, Verdict(True, "target_reached", ("target_reached",), message, evidence)
+
+
+class BudgetState(TypedDict):
+    """The largest share of a budget that is used."""
+
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Holds ("budget_spent") when the stage has taken so many steps, epochs, tokens or seconds; the first one counts.
+
+    Attributes:
+        steps: updates; none: no such budget.
+        epochs: passes over the data.
+        tokens: tokens seen, padding not counted.
+        seconds: time in the stage, over all processes that worked on it.
+    """
+
+    kind: ClassVar[str] = "budget"
+
+    steps: Annotated[int, Gt(0)] | None = None
+    epochs: Annotated[float, Gt(0)] | None = None
+    tokens: Annotated[int, Gt(0)] | None = None
+    seconds: Annotated[float, Gt(0)] | None = None
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings together."""
+        budgets = (self.steps, self.epochs, self.tokens, self.seconds)
+        return [] if any(budgets) else ["needs `steps`, `epochs`, `tokens` or `seconds`"]
+
+    def init(self) -> BudgetState:
+        """Nothing used."""
+        return BudgetState(used=0.0)
+
+    def update(self, state: BudgetState, seen: Observation) -> tuple[BudgetState, Verdict]:
+        """Looks at how far the stage is."""
+        taken = {"steps": seen.step, "epochs": seen.epoch, "tokens": seen.tokens, "seconds": seen.seconds}
+        budgets = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens, "seconds": self.seconds}
+        shares = {name: taken[name] / budget for name, budget in budgets.items() if budget is not None}
+        name = max(shares, key=lambda name: shares[name])
+        state = BudgetState(used=shares[name])
+        evidence: dict[str, JSON] = {"distance": max(0.0, 1 - shares[name])}
+        if shares[name] < 1:
+            return state, Verdict(evidence=evidence)
+        message = f"{taken[name]:g} {name} of {budgets[name]:g} are spent"
+        return state, Verdict(True, "budget_spent", ("budget_spent",), message, evidence)
+
+
+class HealthState(TypedDict):
+    """Checks seen; the latest explained variances and variance ratios."""
+
+    health_seen: Count
+    explained: list[float]
+    ratio: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticHealth:
+    """Holds ("critic_unhealthy") when a critic explains nothing, or its values have collapsed or exploded.
+
+    Both measures are free of the reward's scale: explained variance 1 - Var(target - V) / Var(target), 0 for a constant
+    (the zero threshold: EVPO, arXiv 2604.19485), and the ratio Var(V) / Var(target).
+
+    Attributes:
+        min_explained_variance: the mean over the window must not be below; none: not looked at.
+        min_variance_ratio: the same for the ratio's lower bound; none: no such bound.
+        max_variance_ratio: and its upper bound; none: no such bound.
+        warmup: checks before the first that counts: a fresh head predicts nearly a constant.
+        window: checks that the means are over.
+    """
+
+    kind: ClassVar[str] = "critic_health"
+
+    min_explained_variance: float | None = 0.0
+    min_variance_ratio: Annotated[float, Ge(0)] | None = None
+    max_variance_ratio: Annotated[float, Gt(0)] | None = 10.0
+    warmup: Annotated[int, Ge(0)] = 100
+    window: Annotated[int, Ge(1)] = 20
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        ratio = self.min_variance_ratio is not None or self.max_variance_ratio is not None
+        return ("explained_variance",) * (self.min_explained_variance is not None) + ("variance_ratio",) * ratio
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings together."""
+        return [] if self.monitors else ["needs a bound"]
+
+    def init(self) -> HealthState:
+        """Nothing seen."""
+        return HealthState(health_seen=0, explained=[], ratio=[])
+
+    def update(self, state: HealthState, seen: Observation) -> tuple[HealthState, Verdict]:
+        """Takes in what is there; an infinite value is a bad one, NaN (as of one value alone) none."""
+        found = {name: metric_of(seen, name) for name in ("explained_variance", "variance_ratio")}
+        values = {name: value for name, value in found.items() if value is not None and not math.isnan(value)}
+        if values:
+            count = state["health_seen"] + 1
+            explained, ratio = state["explained"], state["ratio"]
+            if count > self.warmup:
+                explained = [*explained, *_clipped(values.get("explained_variance"))][-self.window :]
+                ratio = [*ratio, *_clipped(values.get("variance_ratio"))][-self.window :]
+            state = HealthState(health_seen=count, explained=explained, ratio=ratio)
+        faults = self._faults_of(state)
+        evidence: dict[str, JSON] = {
+            "explained_variance": _mean(state["explained"]),
+            "variance_ratio": _mean(state["ratio"]),
+            "distance": 0.0 if faults else 1.0,
+        }
+        if not faults:
+            return state, Verdict(evidence=evidence)
+        return state, Verdict(True, "critic_unhealthy", ("critic_unhealthy",), "; ".join(faults), evidence)
+
+    def _faults_of(self, state: HealthState) -> list[str]:
+        bounds = (
+            ("explained_variance", state["explained"], self.min_explained_variance, -1),
+            ("variance_ratio", state["ratio"], self.min_variance_ratio, -1),
+            ("variance_ratio", state["ratio"], self.max_variance_ratio, 1),
+        )
+        return [
+            f"{name} is {sum(values) / self.window:.3g} on average over {self.window} checks, bound {bound:g}"
+            for name, values, bound, sign in bounds
+            if bound is not None and len(values) == self.window and sign * (sum(values) / self.window - bound) > 0
+        ]
+
+
+BAD = 1e6
+
+
+def _clipped(value: float | None) -> list[float]:
+    """At most one number, within bounds: an infinite one is as bad as a million."""
+    return [] if value is None else [max(-BAD, min(BAD, value))]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,194 @@
+"""Rules made of rules: `any` of them, or `all` of them, nested at will, and how a recipe names them.
+
+rule: trend
+rule: {any: [trend, {divergence: {monitor: loss}}, {budget: {seconds: 3600}}]}
+rule: {all: [{target: {below: 0.5}}, {patience: {patience: 3}}]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict, cast, get_type_hints
+
+from wmtp.stopping.check import fault, nearest, type_hints
+from wmtp.stopping.criteria import NonFinite
+from wmtp.stopping.divergence import Divergence
+from wmtp.stopping.limits import Budget, CriticHealth, Target
+from wmtp.stopping.patience import Patience
+from wmtp.stopping.trend import Trend
+from wmtp.types import JSON, Observation, Verdict
+
+REASONS = (
+    "non_finite",
+    "diverged",
+    "gradient_unstable",
+    "variance_invalid",
+    "critic_unhealthy",
+    "rising",
+    "converged",
+    "target_reached",
+    "budget_spent",
+)
+"""Reason codes, most serious first."""
+
+LEAVES = {leaf.kind: leaf for leaf in (Patience, Trend, Divergence, CriticHealth, Target, Budget, NonFinite)}
+Leaf = Patience | Trend | Divergence | CriticHealth | Target | Budget | NonFinite
+State = dict[str, Any]
+
+
+class Said(TypedDict):
+    """A rule's latest verdict, for observations that lack its metric."""
+
+    fired: list[str]
+    message: str
+    distance: float
+
+
+class NestState(TypedDict):
+    """The states of the rules, and their latest verdicts (None before the first)."""
+
+    rules: list[dict[str, JSON]]
+    said: list[dict[str, JSON] | None]
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Holds when one of its rules holds (`any`), or all of them at once (`all`).
+
+    A rule that an observation has no metric for stands by what it said last, so rules of different cadence combine. Of
+    the rules that make it hold, the reason names each code once, most serious first, joined by "+".
+    """
+
+    how: Literal["any", "all"]
+    rules: tuple[Rule, ...]
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.monitors))
+
+    def init(self) -> NestState:
+        """Nothing seen."""
+        return NestState(
+            rules=[cast("dict[str, JSON]", rule.init()) for rule in self.rules], said=[None] * len(self.rules)
+        )
+
+    def update(self, state: NestState, seen: Observation) -> tuple[NestState, Verdict]:
+        """Asks each rule that `seen` says something to."""
+        states, said, evidence = list(state["rules"]), list(state["said"]), dict[str, JSON]()
+        for i, (rule, label) in enumerate(zip(self.rules, self.labels, strict=True)):
+            if rule.monitors and not any(name in seen.metrics for name in rule.monitors):
+                continue
+            states[i], verdict = cast(Any, rule).update(states[i], seen)
+            said[i] = _said(verdict)
+            evidence[label] = dict(verdict.evidence)
+        new = NestState(rules=states, said=said)
+        return new, self._verdict(cast("list[Said | None]", said), evidence)
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each rule: its kind, numbered where it comes again."""
+        kinds = [rule.how if isinstance(rule, Nest) else rule.kind for rule in self.rules]
+        return [
+            f"{kind}_{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
+        ]
+
+    def _verdict(self, said: list[Said | None], evidence: dict[str, JSON]) -> Verdict:
+        distances = [1.0 if one is None else one["distance"] for one in said]
+        evidence["distance"] = min(distances) if self.how == "any" else max(distances)
+        holding = [one for one in said if one is not None and one["fired"]]
+        holds = bool(holding) if self.how == "any" else len(holding) == len(said)
+        fired = tuple(sorted({code for one in holding for code in one["fired"]}, key=REASONS.index))
+        message = "; ".join(one["message"] for one in said if one is not None and one["message"])
+        return Verdict(holds, "+".join(fired) if holds else "", fired if holds else (), message, evidence)
+
+
+Rule = Leaf | Nest
+
+
+def _said(verdict: Verdict) -> dict[str, JSON]:
+    distance = cast(float, verdict.evidence["distance"])
+    return {"fired": [*verdict.fired] if verdict.stop else [], "message": verdict.message, "distance": distance}
+
+
+def parse(
+    value: object, monitor: str, aliases: Mapping[str, str], where: str = "rule"
+) -> tuple[Rule | None, list[str]]:
+    """The rule that `value` names, and what is wrong with it (then there is no rule).
+
+    Args:
+        value: a name, {name: {settings}}, {any: [..]} or {all: [..]}.
+        monitor: the metric of rules that name none.
+        aliases: what names of metrics stand for.
+        where: key path of `value`, for messages.
+    """
+    names = ["any", "all", *LEAVES]
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, Mapping) or len(cast("Mapping[object, object]", value)) != 1:
+        return None, [
+            f"{where}: {value!r} is not a rule; write a name or one of them with its settings: {', '.join(names)}"
+        ]
+    (name, inner), *_ = cast("Mapping[str, object]", value).items()
+    if name in ("any", "all"):
+        return _parse_nest(name, inner, monitor, aliases, f"{where}.{name}")
+    if name not in LEAVES:
+        return None, [f"{where}: there is no rule {name!r}; {nearest(str(name), names)}"]
+    return _parse_leaf(LEAVES[name], {} if inner is None else inner, monitor, aliases, f"{where}.{name}")
+
+
+def _parse_nest(
+    how: Literal["any", "all"], inner: object, monitor: str, aliases: Mapping[str, str], where: str
+) -> tuple[Rule | None, list[str]]:
+    if not isinstance(inner, list | tuple) or not inner:
+        return None, [f"{where}: {inner!r} is not a list of rules"]
+    found = [parse(item, monitor, aliases, f"{where}[{i}]") for i, item in enumerate(cast("list[object]", inner))]
+    faults = [fault for _, faults in found for fault in faults]
+    return (None, faults) if faults else (Nest(how, tuple(rule for rule, _ in found if rule is not None)), [])
+
+
+def _parse_leaf(
+    kind: type[Leaf], inner: object, monitor: str, aliases: Mapping[str, str], where: str
+) -> tuple[Rule | None, list[str]]:
+    if not isinstance(inner, Mapping):
+        return None, [f"{where}: {inner!r} is not a mapping of settings"]
+    hints = type_hints(kind)
+    given = {str(key): item for key, item in cast("Mapping[object, object]", inner).items()}
+    names = [f.name for f in fields(kind)]
+    faults = [f"{where}.{key}: no such setting; {nearest(key, names)}" for key in given if key not in names]
+    faults += [f"{where}.{key}: {text}" for key in names if key in given and (text := fault(hints[key], given[key]))]
+    if faults:
+        return None, faults
+    rule = kind(**cast(Any, given))
+    if "monitor" in names:
+        own = cast(Any, rule).monitor or monitor
+        rule = replace(cast(Any, rule), monitor=aliases.get(own, own))
+    more = rule.faults() if isinstance(rule, Target | Budget | CriticHealth) else []
+    return (None, [f"{where}: {text}" for text in more]) if more else (rule, [])
+
+
+def goes_on(new: Rule, old: Rule) -> bool:
+    """Whether a state of `old` says to `new` what it said to `old`: the same rules on the same metrics."""
+    if isinstance(new, Nest) and isinstance(old, Nest):
+        pairs = zip(new.rules, old.rules, strict=False)
+        return (new.how, len(new.rules)) == (old.how, len(old.rules)) and all(goes_on(a, b) for a, b in pairs)
+    if isinstance(new, Patience) and isinstance(old, Patience):  # the state counts in its unit, of smoothed values
+        kept = (new.unit, new.smoothing, new.smoothing_window, new.reference)
+        if kept != (old.unit, old.smoothing, old.smoothing_window, old.reference):
+            return False
+    return type(new) is type(old) and new.monitors == old.monitors
+
+
+def state_fault(rule: Rule, state: object) -> str:
+    """What is wrong with `state` as a state of `rule`, "" if nothing."""
+    if text := fault(get_type_hints(type(rule).init, include_extras=True)["return"], state):
+        return text
+    if isinstance(rule, Nest):
+        inner = cast(NestState, state)
+        if len(inner["rules"]) != len(rule.rules) or len(inner["said"]) != len(rule.rules):
+            return f"{len(inner['rules'])} states for {len(rule.rules)} rules"
+        faults = [state_fault(one, own) for one, own in zip(rule.rules, inner["rules"], strict=True)]
+        faults += [fault(Said, one) for one in inner["said"] if one is not None]
+        return next(filter(None, faults), "")
+    return ""

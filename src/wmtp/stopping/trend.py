@@ -1,0 +1,214 @@
+"""Convergence judged against the measured noise: is the improvement that is still to be expected worth waiting for?
+
+The run is cut into at most 64 blocks of steps, of which the mean value is kept; values far from those before them are
+pulled in first, so that a heavy tail moves a mean little. Whenever a block is complete, a line is fitted to the latest
+ones, `window` of the run together, with the steps x in units of blocks:
+
+    gain  = -slope * width                                improvement in one more window, if it goes on like this
+    error = noise * width / sqrt(sum (x - x mean)^2)      its standard error
+
+It has converged when gain + z * error < tolerance * fall: even at the upper confidence bound the next window brings
+next to nothing. z is the normal quantile of 1 - false_stop_rate, noise the robust deviation of the blocks about their
+trend, fall what the metric has come down so far. The slope is the median over all pairs of blocks (Theil 1950, Sen
+1968), which a spike doesn't turn. It is rising when the median of the last blocks is above the lowest such median by
+more than the noise and a quarter of the tolerance: worse for good, as in over-fitting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import NormalDist, median
+from typing import Annotated, ClassVar, TypedDict
+
+from annotated_types import Gt, Le, Lt
+
+from wmtp.stopping.criteria import Count, metric_of
+from wmtp.types import JSON, Observation, Verdict
+
+BLOCKS = 64
+LEAST = 6
+"""Blocks without which no line is fitted."""
+LEVEL = 4
+"""Blocks of which the median is a level: a spike must fill half of them to look like a rise."""
+PULL = 4.0
+"""Deviations beyond which a value is pulled in."""
+NORMAL = NormalDist()
+
+
+class TrendState(TypedDict):
+    """Complete blocks and the open one, each [index, values, their sum]; what values are pulled to; the judgement.
+
+    `size` is a block's steps, `start` where block 0 begins, `step` the newest value's; `deviation` and `level` are
+    running ones. `holds` is the reason, "" for none; `upper` the bound of the gain, `needed` what it is held against.
+    """
+
+    size: float
+    start: Count
+    step: Count
+    values: Count
+    level: float
+    deviation: float
+    blocks: list[list[float]]
+    open: list[float]
+    holds: str
+    gain: float | None
+    upper: float | None
+    needed: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Holds ("converged") when the improvement to be expected is lost in the noise, or ("rising") when the metric rose.
+
+    Attributes:
+        monitor: the metric that is to fall; empty: the block's.
+        false_stop_rate: how likely one judgement may be to stop a run that would still improve by `tolerance`.
+        window: share of the planned steps over which the trend is judged, and so for which the metric must have been
+            flat. Where no number of steps is planned, twice this share of the steps so far.
+        tolerance: an improvement per window below this share of the improvement so far is not worth waiting for.
+    """
+
+    kind: ClassVar[str] = "trend"
+
+    monitor: str = ""
+    false_stop_rate: Annotated[float, Gt(0), Lt(0.5)] = 0.01
+    window: Annotated[float, Gt(0), Le(0.5)] = 0.35
+    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.04
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        return (self.monitor,)
+
+    def init(self) -> TrendState:
+        """Nothing seen."""
+        return TrendState(size=0.0, start=0, step=0, values=0, level=0.0, deviation=0.0, blocks=[], open=[], holds="",
+                          gain=None, upper=None, needed=None)  # fmt: skip
+
+    def update(self, state: TrendState, seen: Observation) -> tuple[TrendState, Verdict]:
+        """Takes in a finite value; judges when it completes a block. Between two judgements the first one stands."""
+        value = metric_of(seen, self.monitor)
+        if value is None or not math.isfinite(value):
+            return state, self._verdict(state)
+        new = _taken_in(state, seen, value)
+        stride = seen.step - state["step"] if state["values"] else 0
+        if _index(new, seen.step + max(stride, 1)) > new["open"][0]:  # the next value will begin another block
+            new = self._judged({**new, "blocks": [*new["blocks"], new["open"]], "open": []}, seen)
+        return new, self._verdict(new)
+
+    def _judged(self, state: TrendState, seen: Observation) -> TrendState:
+        blocks = state["blocks"]
+        reach = seen.total_steps / state["size"] if seen.total_steps else 2 * (blocks[-1][0] + 1)
+        width = max(LEAST, round(self.window * reach))
+        means = [total / values for _, values, total in blocks]
+        recent = [i for i, block in enumerate(blocks) if block[0] > blocks[-1][0] - width]
+        noise = _noise(means[-2 * width :])
+        fall = max(means[:2]) - min(means)
+        judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": self.tolerance * fall}
+        if len(recent) >= LEAST and blocks[-1][0] - blocks[0][0] + 1 >= width:
+            x = [blocks[i][0] for i in recent]
+            gain = -_slope(x, [means[i] for i in recent]) * width
+            middle = sum(x) / len(x)
+            error = noise * width / math.sqrt(sum((a - middle) ** 2 for a in x))
+            upper = gain + NORMAL.inv_cdf(1 - self.false_stop_rate) * error
+            judged["gain"], judged["upper"] = gain, upper
+            if upper < self.tolerance * fall:
+                judged["holds"] = "converged"
+        if len(means) >= 2 * LEVEL and self._rises([block[0] for block in blocks], means, width // 2, noise, fall):
+            judged["holds"] = "rising"
+        return judged
+
+    def _rises(self, x: list[float], means: list[float], width: int, noise: float, fall: float) -> bool:
+        """Whether the latest level is above the lowest beyond doubt: by itself, or as the end of a rising line."""
+        levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
+        rise = levels[-1] - min(levels)
+        if rise <= self.tolerance / 4 * fall or min(means[-LEVEL:]) <= min(levels):
+            return False
+        # As many judgements as blocks look for a rise, and values are shared by LEVEL of them: z for all together.
+        z = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS)
+        if rise > z * 1.25 * noise * math.sqrt(2 / LEVEL):  # 1.25: a median's error over a mean's
+            return True
+        x, y = x[-width:], means[-width:]
+        middle = sum(x) / len(x)
+        rate = _slope(x, y)
+        clear = rate * math.sqrt(sum((a - middle) ** 2 for a in x)) > z * noise
+        return len(x) >= LEAST and clear and rise > self.tolerance * fall
+
+    def _verdict(self, state: TrendState) -> Verdict:
+        upper, needed, holds = state["upper"], state["needed"], state["holds"]
+        distance = 1.0
+        if upper is not None and needed is not None:
+            distance = min(1.0, max(0.0, 1 - needed / upper)) if upper > 0 else 0.0
+        evidence: dict[str, JSON] = {"gain": state["gain"], "upper": upper, "needed": needed, "distance": distance}
+        if not holds:
+            return Verdict(evidence=evidence)
+        message = (
+            f"{self.monitor} has risen beyond its noise since its lowest"
+            if holds == "rising"
+            else f"{self.monitor} would gain {upper:.3g} at most in another {self.window:.0%} of the run, "
+            f"{needed:.3g} is worth it"
+        )
+        return Verdict(True, holds, (holds,), message, {**evidence, "distance": 0.0})
+
+
+def _index(state: TrendState, step: int) -> int:
+    return int((step - state["start"]) / state["size"])
+
+
+def _taken_in(state: TrendState, seen: Observation, value: float) -> TrendState:
+    """`value` in the open block; blocks are merged in pairs when there are too many."""
+    if not state["values"]:
+        size = max(1.0, seen.total_steps / BLOCKS)
+        return {**state, "size": size, "start": seen.step, "step": seen.step, "values": 1, "level": value,
+                "open": [0, 1, value]}  # fmt: skip
+    count = state["values"]
+    per_block: float = state["size"] / max(1, seen.step - state["step"])
+    rate = 1 / (1 + min(count, max(1.0, per_block)))
+    off, limit = value - state["level"], PULL * state["deviation"]
+    pulled = min(max(off, -limit), limit) if limit else off
+    new: TrendState = {
+        **state,
+        "step": seen.step,
+        "values": count + 1,
+        "level": state["level"] + rate * pulled,
+        "deviation": state["deviation"] + rate / 2 * (1.25 * abs(pulled) - state["deviation"]) if limit else abs(off),
+    }
+    index, x = _index(state, seen.step), state["level"] + pulled
+    if index >= BLOCKS:
+        new = {**new, "size": 2 * state["size"], "blocks": _merged(new["blocks"])}
+        last = new["open"]
+        new["open"] = [last[0] // 2, *last[1:]] if last else []
+        index //= 2
+    if new["open"] and new["open"][0] != index:
+        new["blocks"], new["open"] = [*new["blocks"], new["open"]], []
+    if not new["open"] and new["blocks"] and new["blocks"][-1][0] == index:  # merged with the half that is complete
+        new["blocks"], new["open"] = new["blocks"][:-1], new["blocks"][-1]
+    old = new["open"] or [index, 0, 0.0]
+    new["open"] = [index, old[1] + 1, old[2] + x]
+    return new
+
+
+def _merged(blocks: list[list[float]]) -> list[list[float]]:
+    merged: list[list[float]] = []
+    for index, values, total in blocks:
+        if merged and merged[-1][0] == index // 2:
+            merged[-1] = [index // 2, merged[-1][1] + values, merged[-1][2] + total]
+        else:
+            merged.append([index // 2, values, total])
+    return merged
+
+
+def _noise(means: list[float]) -> float:
+    """Standard deviation of block means about their trend: the median absolute deviation of differences."""
+    if len(means) < 3:
+        return math.inf
+    differences = [b - a for a, b in pairwise(means)]
+    middle = median(differences)
+    return 1.4826 / math.sqrt(2) * median(abs(difference - middle) for difference in differences)
+
+
+def _slope(x: list[float], y: list[float]) -> float:
+    """Median slope over all pairs."""
+    return median((y[j] - y[i]) / (x[j] - x[i]) for i in range(len(x)) for j in range(i + 1, len(x)))
