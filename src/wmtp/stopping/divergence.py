@@ -27,7 +27,7 @@ RATE = 1 / 40
 PULL = 2.0
 CAP = 6.0
 """Deviations that one value counts at most: no single value makes an excursion."""
-SURE = 3.0
+SURE = 3.5
 LEAST, MOST = 4, 24
 """Values that a slope is fitted to."""
 NEAR = 3
@@ -68,7 +68,7 @@ class Divergence:
 
     monitor: str = ""
     threshold: Annotated[float, Gt(0)] = 12.0
-    slack: Annotated[float, Ge(0)] = 1.5
+    slack: Annotated[float, Ge(0)] = 1.4
     warmup: Annotated[int, Ge(2)] = 20
     persist: Annotated[int, Ge(1)] = 64
     limit: float | None = None

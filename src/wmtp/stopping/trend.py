@@ -11,7 +11,7 @@ It has converged when gain + z * error < tolerance * fall: even at the upper con
 next to nothing. z is the normal quantile of 1 - false_stop_rate, noise the robust deviation of the blocks about their
 trend, fall what the metric has come down so far. The slope is the median over all pairs of blocks (Theil 1950, Sen
 1968), which a spike doesn't turn. It is rising when the median of the last blocks is above the lowest such median by
-more than the noise and a quarter of the tolerance: worse for good, as in over-fitting.
+more than the noise and `rise` of that fall: worse for good, as in over-fitting.
 """
 
 from __future__ import annotations
@@ -68,14 +68,16 @@ class Trend:
         window: share of the planned steps over which the trend is judged, and so for which the metric must have been
             flat. Where no number of steps is planned, twice this share of the steps so far.
         tolerance: an improvement per window below this share of the improvement so far is not worth waiting for.
+        rise: it is rising when more than this share of the improvement is lost again.
     """
 
     kind: ClassVar[str] = "trend"
 
     monitor: str = ""
-    false_stop_rate: Annotated[float, Gt(0), Lt(0.5)] = 0.01
-    window: Annotated[float, Gt(0), Le(0.5)] = 0.35
-    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.04
+    false_stop_rate: Annotated[float, Gt(0), Lt(0.5)] = 0.02
+    window: Annotated[float, Gt(0), Le(0.5)] = 0.42
+    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.07
+    rise: Annotated[float, Gt(0), Lt(1)] = 0.05
 
     @property
     def monitors(self) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ class Trend:
         means = [total / values for _, values, total in blocks]
         recent = [i for i, block in enumerate(blocks) if block[0] > blocks[-1][0] - width]
         noise = _noise(means[-2 * width :])
-        fall = max(means[:2]) - min(means)
+        fall = median(means[:3]) - min(means)  # a model's very first loss may be out of all proportion
         judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": self.tolerance * fall}
         if len(recent) >= LEAST and blocks[-1][0] - blocks[0][0] + 1 >= width:
             x = [blocks[i][0] for i in recent]
@@ -116,25 +118,16 @@ class Trend:
             judged["gain"], judged["upper"] = gain, upper
             if upper < self.tolerance * fall:
                 judged["holds"] = "converged"
-        if len(means) >= 2 * LEVEL and self._rises([block[0] for block in blocks], means, width // 2, noise, fall):
-            judged["holds"] = "rising"
+        if len(means) >= 2 * LEVEL:
+            levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
+            lowest = min(levels)
+            # As many judgements as blocks look for a rise, and LEVEL of them share a value: z for all together.
+            # A median's error is 1.25 times a mean's.
+            z = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS)
+            needed = z * 1.25 * noise * math.sqrt(2 / LEVEL) + self.rise * fall
+            if levels[-1] - lowest > needed and min(means[-LEVEL:]) > lowest:
+                judged["holds"] = "rising"
         return judged
-
-    def _rises(self, x: list[float], means: list[float], width: int, noise: float, fall: float) -> bool:
-        """Whether the latest level is above the lowest beyond doubt: by itself, or as the end of a rising line."""
-        levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
-        rise = levels[-1] - min(levels)
-        if rise <= self.tolerance / 4 * fall or min(means[-LEVEL:]) <= min(levels):
-            return False
-        # As many judgements as blocks look for a rise, and values are shared by LEVEL of them: z for all together.
-        z = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS)
-        if rise > z * 1.25 * noise * math.sqrt(2 / LEVEL):  # 1.25: a median's error over a mean's
-            return True
-        x, y = x[-width:], means[-width:]
-        middle = sum(x) / len(x)
-        rate = _slope(x, y)
-        clear = rate * math.sqrt(sum((a - middle) ** 2 for a in x)) > z * noise
-        return len(x) >= LEAST and clear and rise > self.tolerance * fall
 
     def _verdict(self, state: TrendState) -> Verdict:
         upper, needed, holds = state["upper"], state["needed"], state["holds"]
