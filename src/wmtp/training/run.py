@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -125,6 +125,8 @@ class Run:
             # The loop evaluates once more when it stops; a replay of the rule must not see what the rule didn't.
             row["after_decision"] = [name for name in metrics if name.startswith("eval_")]
         self.metrics.append(row)
+        if progress.reason:
+            self._tell_shadows(verdict)
         step, evaluated = progress.step, "eval_loss" in metrics
         if not (evaluated or progress.reason or step % self.log_interval == 0):
             return
@@ -136,6 +138,13 @@ class Run:
             more["early_stopping/distance"] = float(distance)
         prefix = "" if stage.name == "train" else f"{stage.name}/"
         self.tracker.log(step, {prefix + key: value for key, value in (metrics | more).items()})
+
+    def _tell_shadows(self, verdict: Verdict) -> None:
+        stops = cast("dict[str, JSON]", verdict.evidence.get("shadow_rules", {}))
+        stops |= {"early stopping": verdict.evidence["shadow_stop"]} if "shadow_stop" in verdict.evidence else {}
+        for name, stop in stops.items():
+            where = f"at step {stop['step']} ({stop['reason']})" if isinstance(stop, dict) else "nowhere"
+            self.screen.say(f"in the shadow: {name} would have stopped {where}")
 
     def _tokens_per_second(self, progress: Progress) -> float:
         (tokens, seconds), self._last_log = self._last_log, (progress.tokens, progress.step_seconds)
