@@ -7,8 +7,9 @@ t predicts token t+k and is stored at index k-1. Nothing here imports torch at r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, NewType, TypeAlias
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, NewType, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -136,8 +137,7 @@ class Observation:
     total_steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A stopping rule's decision, and what it rests on.
 
     Attributes:
@@ -152,4 +152,4 @@ class Verdict:
     reason: str = ""
     fired: tuple[str, ...] = ()
     message: str = ""
-    evidence: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    evidence: Mapping[str, JSON] = MappingProxyType({})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge
@@ -59,7 +60,7 @@ class Convergence:
         """Judges a finite value; at any other the state stays and nothing holds."""
         value = metric_of(seen, self.monitor)
         finite = value if value is not None and math.isfinite(value) else None
-        new = self._after(state, finite, seen.step)
+        new = self.noted(state, seen)
         counter = min(new["counter"], self.patience if finite is not None else self.patience - 1)
         evidence: dict[str, JSON] = {
             "value": None if value is None else plain_number(value),
@@ -74,26 +75,28 @@ class Convergence:
         reason = "diverged" if self._diverged(new) else "converged"
         return new, Verdict(True, reason, (reason,), self._message(new, reason), evidence)
 
-    def _after(self, state: ConvergenceState, value: float | None, step: int) -> ConvergenceState:
+    def noted(self, state: ConvergenceState, seen: Observation) -> ConvergenceState:
+        """The state after `seen`, without a judgement."""
+        value = metric_of(seen, self.monitor)
         first, last, best = state["first_value"], state["last_value"], state["best_value"]
         best_step, counter, worse_run = state["best_step"], state["counter"], state["worse_run"]
-        if value is None:
-            pass
+        if value is None or not math.isfinite(value):
+            value = last
         elif first is None or last is None or best is None:
-            first, best, best_step = value, value, step
+            first, best, best_step = value, value, seen.step
         elif value < best - self.min_delta:
-            best, best_step, counter, worse_run = value, step, 0, 0
+            best, best_step, counter, worse_run = value, seen.step, 0, 0
         else:
             counter += 1
             worse_run = worse_run + 1 if value > min(first, last) + self.min_delta else 0
-        return ConvergenceState(
-            first_value=first,
-            last_value=last if value is None else value,
-            best_value=best,
-            best_step=best_step,
-            counter=counter,
-            worse_run=worse_run,
-        )
+        return {
+            "first_value": first,
+            "last_value": value,
+            "best_value": best,
+            "best_step": best_step,
+            "counter": counter,
+            "worse_run": worse_run,
+        }
 
     def _diverged(self, state: ConvergenceState) -> bool:
         first, last, best = state["first_value"], state["last_value"], state["best_value"]
@@ -110,6 +113,9 @@ class Convergence:
             f"{self.monitor} {what} in {checks} checks in a row: "
             f"best {state['best_value']:.6g} at step {state['best_step']}, now {state['last_value']:.6g}"
         )
+
+
+_ALL_FINITE = Verdict(evidence=MappingProxyType({"nonfinite_run": 0, "distance": 1.0}))
 
 
 class NonFiniteState(TypedDict):
@@ -146,12 +152,14 @@ class NonFinite:
         value, run = metric_of(seen, self.monitor), state["nonfinite_run"]
         if value is not None:
             run = 0 if math.isfinite(value) else run + 1
-        new = NonFiniteState(nonfinite_run=run)
+        new: NonFiniteState = {"nonfinite_run": run}
+        if run == 0:
+            return new, _ALL_FINITE
         evidence: dict[str, JSON] = {"nonfinite_run": run, "distance": max(0.0, 1 - run / self.checks)}
         if run >= self.checks:
             message = f"{self.monitor} was not finite in {run} checks in a row, now {value}"
             return new, Verdict(True, "non_finite", ("non_finite",), message, evidence)
-        message = f"{self.monitor} is {value}: ignored ({run} in a row, {self.checks} stop)" if run else ""
+        message = f"{self.monitor} is {value}: ignored ({run} in a row, {self.checks} stop)"
         return new, Verdict(message=message, evidence=evidence)
 
 

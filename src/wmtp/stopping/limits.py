@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge, Gt
@@ -71,7 +72,7 @@ class BudgetState(TypedDict):
     used: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Budget:
     """Holds ("budget_spent") when the stage has taken so many steps, epochs, tokens or seconds; the first one counts.
 
@@ -96,8 +97,12 @@ class Budget:
 
     def faults(self) -> list[str]:
         """What is wrong with the settings together."""
-        budgets = (self.steps, self.epochs, self.tokens, self.seconds)
-        return [] if any(budgets) else ["needs `steps`, `epochs`, `tokens` or `seconds`"]
+        return [] if self._budgets else ["needs `steps`, `epochs`, `tokens` or `seconds`"]
+
+    @cached_property
+    def _budgets(self) -> list[tuple[str, float]]:
+        names = ("steps", "epochs", "tokens", "seconds")
+        return [(name, budget) for name in names if (budget := getattr(self, name)) is not None]
 
     def init(self) -> BudgetState:
         """Nothing used."""
@@ -106,14 +111,12 @@ class Budget:
     def update(self, state: BudgetState, seen: Observation) -> tuple[BudgetState, Verdict]:
         """Looks at how far the stage is."""
         taken = {"steps": seen.step, "epochs": seen.epoch, "tokens": seen.tokens, "seconds": seen.seconds}
-        budgets = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens, "seconds": self.seconds}
-        shares = {name: taken[name] / budget for name, budget in budgets.items() if budget is not None}
-        name = max(shares, key=lambda name: shares[name])
-        state = BudgetState(used=shares[name])
-        evidence: dict[str, JSON] = {"distance": max(0.0, 1 - shares[name])}
-        if shares[name] < 1:
+        used, name = max((taken[name] / budget, name) for name, budget in self._budgets)
+        state = {"used": max(used, state["used"])}
+        evidence: dict[str, JSON] = {"distance": max(0.0, 1 - used)}
+        if used < 1:
             return state, Verdict(evidence=evidence)
-        message = f"{taken[name]:g} {name} of {budgets[name]:g} are spent"
+        message = f"{taken[name]:g} {name} of {dict(self._budgets)[name]:g} are spent"
         return state, Verdict(True, "budget_spent", ("budget_spent",), message, evidence)
 
 
@@ -164,45 +167,42 @@ class CriticHealth:
 
     def update(self, state: HealthState, seen: Observation) -> tuple[HealthState, Verdict]:
         """Takes in what is there; an infinite value is a bad one, NaN (as of one value alone) none."""
-        found = {name: metric_of(seen, name) for name in ("explained_variance", "variance_ratio")}
-        values = {name: value for name, value in found.items() if value is not None and not math.isnan(value)}
-        if values:
+        found = _clipped(seen, "explained_variance"), _clipped(seen, "variance_ratio")
+        if found[0] or found[1]:
             count = state["health_seen"] + 1
             explained, ratio = state["explained"], state["ratio"]
             if count > self.warmup:
-                explained = [*explained, *_clipped(values.get("explained_variance"))][-self.window :]
-                ratio = [*ratio, *_clipped(values.get("variance_ratio"))][-self.window :]
-            state = HealthState(health_seen=count, explained=explained, ratio=ratio)
-        faults = self._faults_of(state)
-        evidence: dict[str, JSON] = {
-            "explained_variance": _mean(state["explained"]),
-            "variance_ratio": _mean(state["ratio"]),
-            "distance": 0.0 if faults else 1.0,
-        }
+                explained, ratio = (explained + found[0])[-self.window :], (ratio + found[1])[-self.window :]
+            state = {"health_seen": count, "explained": explained, "ratio": ratio}
+        means = _mean(state["explained"], self.window), _mean(state["ratio"], self.window)
+        evidence: dict[str, JSON] = {"explained_variance": means[0], "variance_ratio": means[1], "distance": 1.0}
+        faults = self._faults(*means)
         if not faults:
             return state, Verdict(evidence=evidence)
+        evidence["distance"] = 0.0
         return state, Verdict(True, "critic_unhealthy", ("critic_unhealthy",), "; ".join(faults), evidence)
 
-    def _faults_of(self, state: HealthState) -> list[str]:
-        bounds = (
-            ("explained_variance", state["explained"], self.min_explained_variance, -1),
-            ("variance_ratio", state["ratio"], self.min_variance_ratio, -1),
-            ("variance_ratio", state["ratio"], self.max_variance_ratio, 1),
-        )
-        return [
-            f"{name} is {sum(values) / self.window:.3g} on average over {self.window} checks, bound {bound:g}"
-            for name, values, bound, sign in bounds
-            if bound is not None and len(values) == self.window and sign * (sum(values) / self.window - bound) > 0
-        ]
+    def _faults(self, explained: float | None, ratio: float | None) -> list[str]:
+        low, bottom, top = self.min_explained_variance, self.min_variance_ratio, self.max_variance_ratio
+        faults: list[str] = []
+        if explained is not None and low is not None and explained < low:
+            faults.append(f"explained_variance is {explained:.3g}, below {low:g}")
+        if ratio is not None and bottom is not None and ratio < bottom:
+            faults.append(f"variance_ratio is {ratio:.3g}, below {bottom:g}")
+        if ratio is not None and top is not None and ratio > top:
+            faults.append(f"variance_ratio is {ratio:.3g}, above {top:g}")
+        return [f"{fault} on average over {self.window} checks" for fault in faults]
 
 
 BAD = 1e6
 
 
-def _clipped(value: float | None) -> list[float]:
+def _clipped(seen: Observation, name: str) -> list[float]:
     """At most one number, within bounds: an infinite one is as bad as a million."""
-    return [] if value is None else [max(-BAD, min(BAD, value))]
+    value = metric_of(seen, name)
+    return [] if value is None or math.isnan(value) else [max(-BAD, min(BAD, value))]
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: list[float], window: int) -> float | None:
+    """None until the window is full."""
+    return sum(values) / window if len(values) == window else None

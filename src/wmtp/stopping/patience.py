@@ -13,6 +13,8 @@ from wmtp.stopping.criteria import metric_of
 from wmtp.types import JSON, Observation, Verdict
 
 Unit = Literal["checks", "steps", "epochs", "tokens", "seconds"]
+FIELDS = {"steps": "step", "epochs": "epoch", "tokens": "tokens", "seconds": "seconds"}
+"""Where an observation has them."""
 
 
 class PatienceState(TypedDict):
@@ -66,16 +68,14 @@ class Patience:
         if value is None or not math.isfinite(value):
             return state, self._verdict(state)
         recent, x = self._smoothed(state["recent"], value)
-        now = {"checks": 0.0, "steps": seen.step, "epochs": seen.epoch, "tokens": seen.tokens, "seconds": seen.seconds}
         reference, since = state["reference"], state["since"]
         improved = reference is None or x < reference - max(self.min_delta, self.min_relative * abs(reference))
+        now = since + state["waited"] + 1 if self.unit == "checks" else float(getattr(seen, FIELDS[self.unit]))
         if improved:
-            since, waited = float(now[self.unit]), 0.0
-        else:
-            waited = state["waited"] + 1 if self.unit == "checks" else float(now[self.unit]) - since
+            since = now
         if reference is None or improved or (self.reference == "best" and x < reference):
             reference = x
-        new = PatienceState(reference=reference, recent=recent, since=since, waited=waited)
+        new: PatienceState = {"reference": reference, "recent": recent, "since": since, "waited": now - since}
         return new, self._verdict(new)
 
     def _smoothed(self, recent: list[float], value: float) -> tuple[list[float], float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypedDict, cast
 
@@ -124,14 +123,14 @@ class Rules:
             return state, Verdict(evidence=shadows)
         new, verdict = self._by_criteria(state, seen) if self._tree is None else self._by_rule(self._tree, state, seen)
         if shadows:
-            verdict = replace(verdict, evidence={**verdict.evidence, **shadows})
+            verdict = verdict._replace(evidence={**verdict.evidence, **shadows})
         if not self.config.shadow:
             return {**new, "stopped": _record(verdict, seen.step) if verdict.stop else state["stopped"]}, verdict
         first = state["shadow_stop"]
         if verdict.stop and first is None:
             first = ShadowStop(step=seen.step, reason=verdict.reason)
         evidence: dict[str, JSON] = {**verdict.evidence, "shadow_stop": cast("JSON", first)}
-        return {**new, "shadow_stop": first}, replace(verdict, stop=False, reason="", evidence=evidence)
+        return {**new, "shadow_stop": first}, verdict._replace(stop=False, reason="", evidence=evidence)
 
     def _by_criteria(self, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         convergence_state, convergence = self._convergence.update(state, seen)
@@ -142,18 +141,25 @@ class Rules:
         return new, self._combine(convergence, non_finite, gradient, variance)
 
     def _by_rule(self, rule: Rule, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
-        convergence_state, convergence = self._convergence.update(state, seen)  # for the best value alone
+        best = self._convergence.noted(state, seen)
         non_finite_state, non_finite = self._non_finite.update(state, seen)
         rule_state, verdict = cast(Any, rule).update(state["rule"], seen)
-        new: RulesState = {**state, **convergence_state, **non_finite_state, "rule": rule_state}
-        acting = [one for one in (non_finite, verdict) if one.stop]
-        fired = tuple(dict.fromkeys(code for one in acting for code in one.fired))
-        kept = {name: convergence.evidence[name] for name in ("value", "best_value", "best_step")}
-        evidence: dict[str, JSON] = {**kept, **non_finite.evidence, **verdict.evidence}
-        distances = (non_finite.evidence["distance"], verdict.evidence["distance"])
-        evidence["distance"] = min(cast("tuple[float, float]", distances)) if self.config.enabled else 1.0
-        message = "; ".join(one.message for one in (non_finite, verdict) if one.message)
-        stop = self.config.enabled and bool(acting)
+        new: RulesState = {**state, **best, **non_finite_state, "rule": rule_state}
+        evidence: dict[str, JSON] = {
+            "value": best["last_value"],
+            "best_value": best["best_value"],
+            "best_step": best["best_step"],
+            **non_finite.evidence,
+            **verdict.evidence,
+        }
+        if not self.config.enabled:
+            evidence["distance"] = 1.0
+        elif non_finite.evidence["distance"] != 1.0:
+            distances = (non_finite.evidence["distance"], verdict.evidence["distance"])
+            evidence["distance"] = min(cast("tuple[float, float]", distances))
+        message = "; ".join(filter(None, (non_finite.message, verdict.message)))
+        fired = tuple(dict.fromkeys(non_finite.fired + verdict.fired))
+        stop = self.config.enabled and (non_finite.stop or verdict.stop)
         return new, Verdict(stop, "+".join(fired) if stop else "", fired, message, evidence)
 
     def _ask_shadows(self, state: RulesState, seen: Observation) -> tuple[RulesState, dict[str, JSON]]:
@@ -249,4 +255,4 @@ def _record(verdict: Verdict, step: int) -> StopRecord:
 
 
 def _concerns(rule: Rule, seen: Observation) -> bool:
-    return not rule.monitors or any(name in seen.metrics for name in rule.monitors)
+    return not rule.monitors or not seen.metrics.keys().isdisjoint(rule.monitors)

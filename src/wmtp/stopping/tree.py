@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict, cast, get_type_hints
 
 from wmtp.stopping.check import fault, nearest, type_hints
@@ -48,8 +49,8 @@ class Said(TypedDict):
 class NestState(TypedDict):
     """The states of the rules, and their latest verdicts (None before the first)."""
 
-    rules: list[dict[str, JSON]]
-    said: list[dict[str, JSON] | None]
+    rules: list[dict[str, Any]]
+    said: list[Said | None]
 
 
 @dataclass(frozen=True)
@@ -63,53 +64,48 @@ class Nest:
     how: Literal["any", "all"]
     rules: tuple[Rule, ...]
 
-    @property
+    @cached_property
     def monitors(self) -> tuple[str, ...]:
         """The metrics that are watched."""
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.monitors))
 
+    @cached_property
+    def named(self) -> list[tuple[str, Any, tuple[str, ...]]]:
+        """Of each rule a name, its kind, numbered where it comes again; the rule; and its metrics."""
+        kinds = [rule.how if isinstance(rule, Nest) else rule.kind for rule in self.rules]
+        names = [
+            f"{kind}_{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
+        ]
+        return [(name, rule, rule.monitors) for name, rule in zip(names, self.rules, strict=True)]
+
     def init(self) -> NestState:
         """Nothing seen."""
-        return NestState(
-            rules=[cast("dict[str, JSON]", rule.init()) for rule in self.rules], said=[None] * len(self.rules)
-        )
+        return NestState(rules=[cast(State, rule.init()) for rule in self.rules], said=[None] * len(self.rules))
 
     def update(self, state: NestState, seen: Observation) -> tuple[NestState, Verdict]:
         """Asks each rule that `seen` says something to."""
-        states, said, evidence = list(state["rules"]), list(state["said"]), dict[str, JSON]()
-        for i, (rule, label) in enumerate(zip(self.rules, self.labels, strict=True)):
-            if rule.monitors and not any(name in seen.metrics for name in rule.monitors):
+        states, said, evidence, metrics = [*state["rules"]], [*state["said"]], dict[str, JSON](), seen.metrics
+        for i, (name, rule, monitors) in enumerate(self.named):
+            if monitors and metrics.keys().isdisjoint(monitors):
                 continue
-            states[i], verdict = cast(Any, rule).update(states[i], seen)
-            said[i] = _said(verdict)
-            evidence[label] = dict(verdict.evidence)
-        new = NestState(rules=states, said=said)
-        return new, self._verdict(cast("list[Said | None]", said), evidence)
-
-    @property
-    def labels(self) -> list[str]:
-        """A name for each rule: its kind, numbered where it comes again."""
-        kinds = [rule.how if isinstance(rule, Nest) else rule.kind for rule in self.rules]
-        return [
-            f"{kind}_{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
-        ]
+            states[i], verdict = rule.update(states[i], seen)
+            fired = [*verdict.fired] if verdict.stop else []
+            said[i] = {"fired": fired, "message": verdict.message, "distance": verdict.evidence["distance"]}
+            evidence[name] = cast(JSON, verdict.evidence)
+        return {"rules": states, "said": said}, self._verdict(said, evidence)
 
     def _verdict(self, said: list[Said | None], evidence: dict[str, JSON]) -> Verdict:
         distances = [1.0 if one is None else one["distance"] for one in said]
-        evidence["distance"] = min(distances) if self.how == "any" else max(distances)
         holding = [one for one in said if one is not None and one["fired"]]
-        holds = bool(holding) if self.how == "any" else len(holding) == len(said)
+        evidence["distance"] = min(distances) if self.how == "any" else max(distances)
+        message = "; ".join([one["message"] for one in said if one is not None and one["message"]])
+        if not holding or (self.how == "all" and len(holding) < len(said)):
+            return Verdict(message=message, evidence=evidence)
         fired = tuple(sorted({code for one in holding for code in one["fired"]}, key=REASONS.index))
-        message = "; ".join(one["message"] for one in said if one is not None and one["message"])
-        return Verdict(holds, "+".join(fired) if holds else "", fired if holds else (), message, evidence)
+        return Verdict(True, "+".join(fired), fired, message, evidence)
 
 
 Rule = Leaf | Nest
-
-
-def _said(verdict: Verdict) -> dict[str, JSON]:
-    distance = cast(float, verdict.evidence["distance"])
-    return {"fired": [*verdict.fired] if verdict.stop else [], "message": verdict.message, "distance": distance}
 
 
 def parse(
@@ -189,6 +185,5 @@ def state_fault(rule: Rule, state: object) -> str:
         if len(inner["rules"]) != len(rule.rules) or len(inner["said"]) != len(rule.rules):
             return f"{len(inner['rules'])} states for {len(rule.rules)} rules"
         faults = [state_fault(one, own) for one, own in zip(rule.rules, inner["rules"], strict=True)]
-        faults += [fault(Said, one) for one in inner["said"] if one is not None]
         return next(filter(None, faults), "")
     return ""
