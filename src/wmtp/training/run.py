@@ -118,7 +118,7 @@ class Run:
     def record(self, stage: Stage[Any], progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
         """Every step into `metrics.jsonl`; every `log_interval`-th, evaluations and the end to screen and tracker."""
         row: dict[str, JSON] = {"stage": stage.name, "step": progress.step, "epoch": progress.epoch}
-        row |= {"tokens": progress.tokens, "seconds": progress.seconds, **metrics}
+        row |= {"tokens": progress.tokens, "seconds": progress.seconds, "total_steps": stage.total_steps, **metrics}
         if verdict.evidence:
             row["early_stopping"] = {"fired": list(verdict.fired), **verdict.evidence}
         if verdict.stop and progress.step % stage.eval_interval and progress.step < stage.total_steps:
