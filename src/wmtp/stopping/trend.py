@@ -168,18 +168,15 @@ def _taken_in(state: TrendState, seen: Observation, value: float) -> TrendState:
         "level": state["level"] + rate * pulled,
         "deviation": state["deviation"] + rate / 2 * (1.25 * abs(pulled) - state["deviation"]) if limit else abs(off),
     }
-    index, x = _index(state, seen.step), state["level"] + pulled
-    if index >= BLOCKS:
-        new = {**new, "size": 2 * state["size"], "blocks": _merged(new["blocks"])}
-        last = new["open"]
-        new["open"] = [last[0] // 2, *last[1:]] if last else []
-        index //= 2
-    if new["open"] and new["open"][0] != index:
-        new["blocks"], new["open"] = [*new["blocks"], new["open"]], []
-    if not new["open"] and new["blocks"] and new["blocks"][-1][0] == index:  # merged with the half that is complete
-        new["blocks"], new["open"] = new["blocks"][:-1], new["blocks"][-1]
-    old = new["open"] or [index, 0, 0.0]
-    new["open"] = [index, old[1] + 1, old[2] + x]
+    index, blocks = _index(state, seen.step), state["blocks"]
+    if state["open"] and (state["open"][0] != index or index >= BLOCKS):
+        blocks, new["open"] = [*blocks, state["open"]], []
+    while index >= BLOCKS:
+        index, blocks, new["size"] = index // 2, _merged(blocks), 2 * new["size"]
+    # The value may belong to a block that was thought complete, or to the other half of one that was merged.
+    last = new["open"] or (blocks[-1] if blocks and blocks[-1][0] == index else [index, 0, 0.0])
+    new["blocks"] = blocks[:-1] if blocks and blocks[-1][0] == index else blocks
+    new["open"] = [index, last[1] + 1, last[2] + state["level"] + pulled]
     return new
 
 
