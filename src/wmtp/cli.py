@@ -67,6 +67,10 @@ def train(
     continue_stopped: Annotated[
         bool, typer.Option("--continue-stopped", help="train on although early stopping had ended the run")
     ] = False,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="ask this rule beside stage 2's own; it never stops: trend, {any: [..]}"),
+    ] = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="leave out the recipe's evaluation")] = False,
     accept_unsandboxed: Unsandboxed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="load everything, say what would happen, stop")] = False,
@@ -77,7 +81,11 @@ def train(
     changes += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
     changes += [f"run.tags={json.dumps(tags.split(','))}"] if tags is not None else []
     from wmtp.settings import load_settings
+    from wmtp.settings.values import read_value
 
+    names = [rule if rule.isalnum() else f"shadow_{number}" for number, rule in enumerate(shadow or [], 1)]
+    rules = {name: read_value("--shadow", rule) for name, rule in zip(names, shadow or [], strict=True)}
+    changes += [f"train.early_stopping.shadow_rules={json.dumps(rules)}"] if rules else []
     settings = load_settings(recipe, config, changes)
     from wmtp import job
 

@@ -83,6 +83,22 @@ def test_early_stop_restores_the_best(bench: Bench) -> None:
     assert bench.json("summary.json")["train"]["total_steps"] == stage["total_steps"]  # stays stopped
 
 
+def test_rules_in_the_shadow_never_stop_and_say_where_they_would_have(bench: Bench) -> None:
+    eager = "{patience: {monitor: eval_loss, patience: 1, min_delta: 100}}"  # no evaluation improves by so much
+    result = bench.train("--shadow", eager, "--shadow", "divergence")
+    assert result.code == 0, result.err
+    summary = bench.json("summary.json")["train"]
+    assert (summary["total_steps"], summary["stop_reason"]) == (12, "max_steps")
+    # Evaluations are before step 1 and after every third: the second one is the first without an improvement.
+    assert "in the shadow: shadow_1 would have stopped at step 3 (converged)" in result.err
+    assert "in the shadow: divergence would have stopped nowhere" in result.err
+    told = [row["early_stopping"]["shadow_rules"]["shadow_1"] for row in bench.rows()]
+    assert told == [None] * 3 + [{"step": 3, "reason": "converged"}] * 10
+    wrong = bench.train("--run-name", "b", "--shadow", "trendy")
+    assert wrong.code == 2
+    assert "did you mean trend" in wrong.err
+
+
 def test_frozen_trunk_and_head_warm_up(bench: Bench) -> None:
     base = load_model("builtin:tiny", horizon=2, head="residual", seed=42)
     assert bench.train("--run-name", "frozen", "--set", "train.full_finetune=false").code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -63,7 +64,8 @@ def _report(kind: type[BaseModel], file: Document, errors: Iterable[ErrorDetails
         elif isinstance(cause, WmtpError):  # a dataclass's own check says "name: sentence"
             for line in str(cause).splitlines():
                 name, _, text = line.partition(": ")
-                file.report((*path, name), text)
+                key = re.split(r"[.\[]", name)[0]  # what is wrong within a setting makes all of it wrong
+                file.report((*path, key), text if key == name else f"{name}: {text}")
         else:
             if error["type"] == "missing":  # an item of a list that is too short
                 path = path[:-1]

@@ -198,7 +198,9 @@ def _settle(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.Gra
         if held_out is None:
             return
         metrics |= held_out
-    verdict = stage.stopper.observe(Observation(now.step, metrics, now.epoch, now.tokens, now.seconds, stage.total_steps))
+    verdict = stage.stopper.observe(
+        Observation(now.step, metrics, now.epoch, now.tokens, now.seconds, stage.total_steps)
+    )
     if verdict.stop and not evaluated:
         metrics |= _evaluate(stage, run) or {}  # the decision is made; this is for whoever asks what was reached
     new_best = evaluated and _note_best(now, metrics.get(stage.stopper.config.monitor))
