@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def test_settings_page_is_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run benchmarks/make_settings_page.py"
+
+
+def test_each_row_of_the_feature_table_has_its_test() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \|.* (tests/\S+\.py)::(\w+) \|$", (ROOT / "docs" / "stopping-features.md").read_text(), re.M
+    )
+    assert [int(number) for number, _, _ in rows] == list(range(1, 35))
+    missing = [name for _, file, name in rows if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")]
+    assert not missing
 
 
 def test_train_as_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
