@@ -27,7 +27,6 @@ DIVERGENCE = {"divergence": {"threshold": 3.0, "slack": 0.5, "warmup": 4, "persi
 HEALTH = {"critic_health": {"warmup": 2, "window": 3, "min_explained_variance": 0.2, "min_variance_ratio": 0.3}}
 TARGET = {"target": {"monitor": "eval_loss", "below": 1.4, "checks": 2}}
 BUDGET = {"budget": {"seconds": 70, "tokens": 60_000, "epochs": 2.5, "steps": 60}}
-LOW = {"target": {"monitor": "eval_loss", "below": -2.5}}
 NON_FINITE = {"non_finite": {"monitor": "eval_loss", "checks": 2}}
 WAITING = {
     "monitor": "eval_loss",
@@ -53,12 +52,12 @@ NESTINGS = {
     "any": {
         "any": [
             {"patience": {"patience": 20}},
-            "trend",
-            "divergence",
-            HEALTH,
-            LOW,
-            {"budget": {"steps": 80}},
-            NON_FINITE,
+            {"trend": {"false_stop_rate": 0.001}},
+            {"divergence": {"threshold": 20.0}},
+            {"critic_health": {"warmup": 5, "window": 10}},
+            {"target": {"monitor": "eval_loss", "below": -2.5}},
+            {"budget": {"steps": 85}},
+            {"non_finite": {"checks": 4}},
         ]
     },
     "all": {"all": [{"patience": {"patience": 2}}, {"target": {"monitor": "eval_loss", "below": 2.5}}]},

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge
@@ -115,9 +114,6 @@ class Convergence:
         )
 
 
-_ALL_FINITE = Verdict(evidence=MappingProxyType({"nonfinite_run": 0, "distance": 1.0}))
-
-
 class NonFiniteState(TypedDict):
     """Latest monitored values in a row that are not finite."""
 
@@ -154,7 +150,7 @@ class NonFinite:
             run = 0 if math.isfinite(value) else run + 1
         new: NonFiniteState = {"nonfinite_run": run}
         if run == 0:
-            return new, _ALL_FINITE
+            return new, Verdict(evidence={"nonfinite_run": 0, "distance": 1.0})
         evidence: dict[str, JSON] = {"nonfinite_run": run, "distance": max(0.0, 1 - run / self.checks)}
         if run >= self.checks:
             message = f"{self.monitor} was not finite in {run} checks in a row, now {value}"

@@ -28,10 +28,14 @@ PULL = 2.0
 CAP = 6.0
 """Deviations that one value counts at most: no single value makes an excursion."""
 SURE = 3.5
+FREE = 8
+"""First values, which are taken as they are: the deviation of two may be next to nothing."""
 LEAST, MOST = 4, 24
 """Values that a slope is fitted to."""
 NEAR = 3
 """Values whose mean tells where the metric is now."""
+SHARE = 0.03
+"""Of the values that the planned steps come to: no spike lasts longer."""
 
 
 class DivergenceState(TypedDict):
@@ -59,7 +63,7 @@ class Divergence:
         threshold: evidence that makes an excursion, in deviations.
         slack: deviations above its level at which a value is no evidence.
         warmup: finite values before the first that can be evidence.
-        persist: values within which a spike is over.
+        persist: values within which a spike is over; at most 3 % of those that the planned steps come to, 8 at least.
         limit: besides, a fixed bound: `limit_checks` values in a row above it are divergence; none: no bound.
         limit_checks: see there.
     """
@@ -93,12 +97,13 @@ class Divergence:
             level = math.exp(state["level"]) if state["values"] else 0.0
             state = {**self.init(), "values": state["values"], "positive": False, "level": level,
                      "deviation": level * state["deviation"], "above": state["above"]}  # fmt: skip
-        new = self._after(state, math.log(value) if state["positive"] else value)
+        persist = self._persist(state["values"] + 1, seen)
+        new = self._after(state, math.log(value) if state["positive"] else value, persist)
         new["above"] = state["above"] + 1 if self.limit is not None and value > self.limit else 0
-        new["holds"] = self._lost(new) or new["above"] >= self.limit_checks
+        new["holds"] = self._lost(new, persist) or new["above"] >= self.limit_checks
         return new, self._verdict(new, value)
 
-    def _after(self, state: DivergenceState, x: float) -> DivergenceState:
+    def _after(self, state: DivergenceState, x: float, persist: float) -> DivergenceState:
         count, level, deviation = state["values"], state["level"], state["deviation"]
         off = x - level if count else 0.0
         z = off / deviation if deviation > 0 else 0.0
@@ -109,30 +114,38 @@ class Divergence:
             recent = [*state["recent"], x][-MOST:]
             now = sum(recent[-NEAR:]) / len(recent[-NEAR:])
             new["length"], new["recent"], new["peak"] = state["length"] + 1, recent, max(state["peak"], now - level)
-            if new["length"] <= 2 * self.persist:  # longer than that it is the level
+            if new["length"] <= 2 * persist:  # longer than that it is the level
                 return new
         else:
             new["length"], new["recent"], new["peak"] = 0, [], 0.0
         rate = max(RATE, 1 / (count + 1))
-        pulled = max(-PULL, min(PULL, z)) * deviation if deviation > 0 else off
+        pulled = max(-PULL, min(PULL, z)) * deviation if count >= FREE else off
         new["level"] = level + rate * pulled if count else x
         # 1.25 |z| of a normal z has mean 1; of one that is cut at two deviations still .96.
-        new["deviation"] = deviation + rate * (1.25 * abs(pulled) - deviation) if deviation > 0 else abs(off)
+        new["deviation"] = deviation + rate * (1.25 * abs(pulled) - deviation)
         return new
 
-    def _lost(self, state: DivergenceState) -> bool:
-        recent, length = state["recent"], state["length"]
-        if state["cusum"] <= self.threshold or length < LEAST:
+    def _lost(self, state: DivergenceState, persist: float) -> bool:
+        recent, length, level = state["recent"], state["length"], state["level"]
+        now = sum(recent[-NEAR:]) / NEAR - level
+        if state["cusum"] <= self.threshold or length < LEAST or now < PULL * state["deviation"]:
             return False
+        if length >= persist and now > state["peak"] / 2:
+            return True
+        while recent[0] - level < now / 4:  # noise that was there before the rise would make a fall look like growth
+            recent = recent[1:]
         n = len(recent)
+        if n < LEAST:
+            return False
         middle, mean = (n - 1) / 2, sum(recent) / n
         spread = n * (n * n - 1) / 12
         slope = sum((i - middle) * (x - mean) for i, x in enumerate(recent)) / spread
-        recovering = -1.5 / self.persist * max(0.0, mean - state["level"])
-        if (slope - recovering) * math.sqrt(spread) > SURE * state["deviation"]:
-            return True
-        now = sum(recent[-NEAR:]) / NEAR - state["level"]
-        return length >= self.persist and now > state["peak"] / 2
+        recovering = -1.5 / persist * max(0.0, mean - level)
+        return (slope - recovering) * math.sqrt(spread) > SURE * state["deviation"]
+
+    def _persist(self, count: int, seen: Observation) -> float:
+        planned = seen.total_steps * count / seen.step if seen.total_steps and seen.step > 0 else math.inf
+        return min(self.persist, max(2 * LEAST, SHARE * planned))
 
     def _verdict(self, state: DivergenceState, value: float | None) -> Verdict:
         evidence: dict[str, JSON] = {
@@ -143,8 +156,10 @@ class Divergence:
         if not state["holds"]:
             return Verdict(evidence=evidence)
         level = math.exp(state["level"]) if state["positive"] else state["level"]
-        now = "" if value is None else f", now {value:.4g}"
-        message = (
-            f"{self.monitor} has left its level of {level:.4g} for {state['length']} checks and is not coming back{now}"
+        what = (
+            f"was above {self.limit} in {state['above']} checks in a row"
+            if state["above"] >= self.limit_checks
+            else f"left its level of {level:.4g} {state['length']} checks ago and is not coming back"
         )
+        message = f"{self.monitor} {what}" + ("" if value is None else f", now {value:.4g}")
         return Verdict(True, "diverged", ("diverged",), message, evidence)

@@ -160,11 +160,13 @@ class EarlyStopping:
             saved = EarlyStoppingConfig.from_mapping(loaded["config"], "config")
         except EarlyStoppingConfigError as error:
             raise CheckpointError(f"early-stopping state is damaged or of another version: {error}") from error
-        self._step = loaded["step"]
+        if missing := saved.shadow_rules.keys() - loaded["shadow_rules"].keys():
+            raise CheckpointError(f"early-stopping state is damaged: shadow_rules lacks {', '.join(sorted(missing))}")
         rules_state = cast(RulesState, {key: deepcopy(loaded[key]) for key in self._state})
-        self._state = self._rules.adapt(rules_state, saved)
-        if text := self._rules.fault(self._state):
+        adapted = self._rules.adapt(rules_state, saved)
+        if text := self._rules.fault(adapted):
             raise CheckpointError(f"early-stopping state is damaged or of another version: {text}")
+        self._state, self._step = adapted, loaded["step"]
         self._verdict = self._rules.latched(self._state) or Verdict()
         changes = [
             f"{f.name} {old!r} -> {new!r}"

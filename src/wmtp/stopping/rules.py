@@ -18,7 +18,7 @@ from wmtp.stopping.criteria import (
     VarianceBounds,
     VarianceState,
 )
-from wmtp.stopping.tree import REASONS, Rule, goes_on, state_fault
+from wmtp.stopping.tree import REASONS, Rule, goes_on, state_fault, wakes
 from wmtp.types import JSON, Observation, Verdict
 
 
@@ -255,4 +255,5 @@ def _record(verdict: Verdict, step: int) -> StopRecord:
 
 
 def _concerns(rule: Rule, seen: Observation) -> bool:
-    return not rule.monitors or not seen.metrics.keys().isdisjoint(rule.monitors)
+    wake = wakes(rule)
+    return not wake or not seen.metrics.keys().isdisjoint(wake)

@@ -70,13 +70,18 @@ class Nest:
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.monitors))
 
     @cached_property
+    def wakes(self) -> tuple[str, ...]:
+        """The metrics of which one has to be there for a rule to have something to say; none: it always has."""
+        return () if any(not wakes(rule) for rule in self.rules) else self.monitors
+
+    @cached_property
     def named(self) -> list[tuple[str, Any, tuple[str, ...]]]:
-        """Of each rule a name, its kind, numbered where it comes again; the rule; and its metrics."""
+        """Of each rule a name, its kind, numbered where it comes again; the rule; and what wakes it."""
         kinds = [rule.how if isinstance(rule, Nest) else rule.kind for rule in self.rules]
         names = [
             f"{kind}_{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
         ]
-        return [(name, rule, rule.monitors) for name, rule in zip(names, self.rules, strict=True)]
+        return [(name, rule, wakes(rule)) for name, rule in zip(names, self.rules, strict=True)]
 
     def init(self) -> NestState:
         """Nothing seen."""
@@ -85,8 +90,8 @@ class Nest:
     def update(self, state: NestState, seen: Observation) -> tuple[NestState, Verdict]:
         """Asks each rule that `seen` says something to."""
         states, said, evidence, metrics = [*state["rules"]], [*state["said"]], dict[str, JSON](), seen.metrics
-        for i, (name, rule, monitors) in enumerate(self.named):
-            if monitors and metrics.keys().isdisjoint(monitors):
+        for i, (name, rule, wake) in enumerate(self.named):
+            if wake and metrics.keys().isdisjoint(wake):
                 continue
             states[i], verdict = rule.update(states[i], seen)
             fired = [*verdict.fired] if verdict.stop else []
@@ -106,6 +111,11 @@ class Nest:
 
 
 Rule = Leaf | Nest
+
+
+def wakes(rule: Rule) -> tuple[str, ...]:
+    """The metrics of which one has to be in an observation that `rule` is asked about; none: it always is."""
+    return rule.wakes if isinstance(rule, Nest) else rule.monitors
 
 
 def parse(

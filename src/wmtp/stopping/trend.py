@@ -34,6 +34,10 @@ LEVEL = 4
 """Blocks of which the median is a level: a spike must fill half of them to look like a rise."""
 PULL = 4.0
 """Deviations beyond which a value is pulled in."""
+FREE = 8
+"""First values, which are taken as they are: the deviation of two may be next to nothing."""
+CLEAR = 10
+"""Without planned steps, deviations that the metric must have come down before it is judged, in half of all blocks."""
 NORMAL = NormalDist()
 
 
@@ -109,6 +113,8 @@ class Trend:
         noise = _noise(means[-2 * width :])
         fall = median(means[:3]) - min(means)  # a model's very first loss may be out of all proportion
         judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": self.tolerance * fall}
+        if not seen.total_steps and (blocks[-1][0] < BLOCKS / 2 or fall < CLEAR * noise):
+            return judged
         if len(recent) >= LEAST and blocks[-1][0] - blocks[0][0] + 1 >= width:
             x = [blocks[i][0] for i in recent]
             gain = -_slope(x, [means[i] for i in recent]) * width
@@ -116,7 +122,7 @@ class Trend:
             error = noise * width / math.sqrt(sum((a - middle) ** 2 for a in x))
             upper = gain + NORMAL.inv_cdf(1 - self.false_stop_rate) * error
             judged["gain"], judged["upper"] = gain, upper
-            if upper < self.tolerance * fall:
+            if upper <= self.tolerance * fall:
                 judged["holds"] = "converged"
         if len(means) >= 2 * LEVEL:
             levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
@@ -160,13 +166,13 @@ def _taken_in(state: TrendState, seen: Observation, value: float) -> TrendState:
     per_block: float = state["size"] / max(1, seen.step - state["step"])
     rate = 1 / (1 + min(count, max(1.0, per_block)))
     off, limit = value - state["level"], PULL * state["deviation"]
-    pulled = min(max(off, -limit), limit) if limit else off
+    pulled = min(max(off, -limit), limit) if count >= FREE else off
     new: TrendState = {
         **state,
         "step": seen.step,
         "values": count + 1,
         "level": state["level"] + rate * pulled,
-        "deviation": state["deviation"] + rate / 2 * (1.25 * abs(pulled) - state["deviation"]) if limit else abs(off),
+        "deviation": state["deviation"] + max(rate / 2, 1 / (count + 1)) * (1.25 * abs(pulled) - state["deviation"]),
     }
     index, blocks = _index(state, seen.step), state["blocks"]
     if state["open"] and (state["open"][0] != index or index >= BLOCKS):

@@ -265,3 +265,24 @@ def test_unchanged_rules_load_without_a_warning_and_damaged_states_are_refused(r
     for damaged in (None, {}, {**old["rule"], "more": 1}, {"rules": [], "said": []}):
         with pytest.raises(CheckpointError, match="damaged"):
             loaded({**old, "rule": damaged}, rule=rule)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [{"steps": 3}, {"any": [{"budget": {"steps": 3}}, {"target": {"monitor": "eval_loss", "below": 0}}]}],
+)
+def test_a_budget_in_a_nest_is_looked_at_as_often_as_one_by_itself(inner):
+    inner = {"budget": inner} if "steps" in inner else inner
+    for monitor in ("loss", "eval_loss"):
+        stopper = LossEarlyStopping({"enabled": True, "monitor": monitor, "rule": {"any": ["trend", inner]}})
+        assert [stopper.should_stop({"loss": 1.0}) for _ in range(3)] == [False, False, True]
+
+
+def test_a_damaged_state_leaves_the_stopper_as_it_was():
+    stopper = LossEarlyStopping({"enabled": True, "rule": "trend", "shadow_rules": {"x": "trend"}})
+    stopper.should_stop({"loss": 1.0})
+    good = stopper.get_state()
+    for damage in ({"rule": {}}, {"shadow_rules": {}}):
+        with pytest.raises(CheckpointError):
+            stopper.load_state({**good, **damage})
+        assert stopper.get_state() == good

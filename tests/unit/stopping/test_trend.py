@@ -248,3 +248,21 @@ def test_it_is_a_pure_fold_whose_state_is_json():
             assert state == before
             assert Trend("loss").update(json.loads(json.dumps(state, allow_nan=False)), seen) == (new, verdict)
             state = new
+
+
+def test_a_steady_decline_of_unknown_length_does_not_stop():
+    for seed in range(10):
+        rng, state = random.Random(seed), Trend("loss").init()
+        for step in range(2000):
+            seen = Observation(step, {"loss": 3 - step / 1000 + rng.gauss(0, 0.05)})
+            state, verdict = Trend("loss").update(state, seen)
+            assert not verdict.stop, (seed, step)
+
+
+def test_a_constant_has_converged():
+    state, stops = Trend("loss").init(), []
+    for step in range(100):
+        state, verdict = Trend("loss").update(state, Observation(step, {"loss": 1.0}, total_steps=100))
+        assert (verdict.evidence["distance"] == 0) == verdict.stop
+        stops += [step] if verdict.stop else []
+    assert stops[0] < 60
