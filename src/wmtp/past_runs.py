@@ -11,8 +11,8 @@ from wmtp.errors import UserError
 from wmtp.stopping import EarlyStopping, EarlyStoppingConfig, LossEarlyStopping, ValueHeadEarlyStopping
 from wmtp.stopping.config import ValueHeadStoppingConfig
 from wmtp.stopping.history import History, find_log, histories_of, read_histories
+from wmtp.training.mlflow_runs import metric_history
 from wmtp.training.run_folder import write_text_atomic
-from wmtp.training.tracking import metric_history
 from wmtp.types import JSON
 
 _MLFLOW = "mlflow:"

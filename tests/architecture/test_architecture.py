@@ -14,7 +14,7 @@ ONLY_IN = {
     "transformers": {"wmtp.model.pretrained", "wmtp.data.tokenize", "wmtp.integrations"},
     "lightning": {"wmtp.integrations"},
     "optuna": {"wmtp.stop_tune"},
-    "mlflow": {"wmtp.training.tracking"},
+    "mlflow": {"wmtp.training.tracking", "wmtp.training.mlflow_runs"},
     "pydantic": {"wmtp.settings"},
     "yaml": {"wmtp.settings"},
     "subprocess": {"wmtp.evaluate.sandbox"},
