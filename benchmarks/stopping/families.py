@@ -1,9 +1,9 @@
 """Synthetic training curves of which the truth is known: eight kinds, three noises, two cadences.
 
-A curve is its noise-free mean m(t) plus noise. m starts at 3 and is at most 2.2 deep; what a seed draws is how deep, how fast, and
+A curve is its noise-free mean m(t) plus noise. m starts at 3; what a seed draws is how deep and how fast it falls, and
 where things happen, so no rule can learn a curve by heart.
 
-    power        m keeps falling to the end like (1 + t/t0)^-c: any stop before the last few per cent costs something
+    power        m keeps falling to the end like (1 + t/t0)^-c: a stop before the last tenth costs something
     exponential  falls to a plateau
     overfit      falls, then rises for good (a U)
     staircase    a plateau, then a second fall, as when the learning rate drops: the first plateau is a trap
