@@ -12,8 +12,8 @@ where things happen, so no rule can learn a curve by heart.
     nan_burst    exponential, with one or two values that are not finite
     nan_forever  exponential, then nothing but NaN (event)
 
-Noise: gaussian, student (t with 3 degrees of freedom, scaled to the same standard deviation) and autocorrelated (AR(1), .5,
-same standard deviation). Per-step curves have 2,000 values with a standard deviation of .03, .1 or .3; per-evaluation
+Noise: gaussian, student (t with 3 degrees of freedom) and autocorrelated (AR(1), .5), all scaled to the same standard
+deviation. Per-step curves have 2,000 values with a standard deviation of .03, .1 or .3; per-evaluation
 curves 100 with .005 or .02.
 """
 
