@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wmtp.errors import SettingsError, UserError
-from wmtp.integrations.session import Session, numbers
-from wmtp.stopping import EarlyStoppingConfig, LossEarlyStopping, Observation
+from wmtp.integrations.session import Session, Told, numbers
+from wmtp.stopping import EarlyStoppingConfig, Observation
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -34,7 +34,7 @@ _RESTORE_BEST = "load the best checkpoint of ModelCheckpoint(monitor=...)"
 _log = logging.getLogger(__name__)
 
 
-class WmtpEarlyStopping(Callback):
+class WmtpEarlyStopping(Told, Callback):
     """Stops a Lightning `Trainer` by wmtp's rules; resumes with `fit(ckpt_path=...)`; says why.
 
     Settings that have changed since the checkpoint win, with a warning. A run that it stopped stays stopped.
@@ -67,23 +67,6 @@ class WmtpEarlyStopping(Callback):
             raise SettingsError("early_stopping.rule: Lightning counts no tokens: use steps, epochs or seconds")
         self._loaded = self._stop_is_ours = False
         self._step = 0
-
-    # ---- what it says ----
-
-    @property
-    def stopper(self) -> LossEarlyStopping:
-        """The stopper, with the latest verdict, its evidence, and the best value."""
-        return self._session.stopper
-
-    @property
-    def stop(self) -> dict[str, Any] | None:
-        """The stop, if there was one: step, reason, fired, message, evidence. The same on every rank."""
-        return self._session.stop
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Code of why training was stopped, or none."""
-        return None if self.stop is None else self.stop["reason"]
 
     # ---- what a checkpoint keeps ----
 

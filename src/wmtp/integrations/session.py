@@ -138,6 +138,27 @@ class Session:
         return re.search(r'"tokens"(?!: null)', json.dumps(self.stopper.get_state()["config"])) is not None
 
 
+class Told:
+    """What every callback tells of its session."""
+
+    _session: Session
+
+    @property
+    def stopper(self) -> LossEarlyStopping:
+        """The stopper, with the latest verdict, its evidence, and the best value."""
+        return self._session.stopper
+
+    @property
+    def stop(self) -> dict[str, Any] | None:
+        """The stop, if there was one: step, reason, fired, message, evidence. The same on every rank."""
+        return self._session.stop
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Code of why training was stopped, or none."""
+        return None if self.stop is None else self.stop["reason"]
+
+
 def stop_row(step: int, verdict: Verdict) -> dict[str, Any]:
     """What is told and kept of a stop: JSON data."""
     evidence = deepcopy(dict(verdict.evidence))

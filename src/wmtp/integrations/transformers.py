@@ -24,14 +24,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from wmtp.errors import CheckpointError, SettingsError
-from wmtp.integrations.session import Session, numbers
-from wmtp.stopping import EarlyStoppingConfig, LossEarlyStopping, Observation
+from wmtp.integrations.session import Session, Told, numbers
+from wmtp.stopping import EarlyStoppingConfig, Observation
 
 _RESTORE_BEST = "use TrainingArguments(load_best_model_at_end=True)"
 _log = logging.getLogger(__name__)
 
 
-class WmtpEarlyStoppingCallback(TrainerCallback, ExportableState):
+class WmtpEarlyStoppingCallback(Told, TrainerCallback, ExportableState):
     """Stops a `Trainer` by wmtp's rules; resumes by itself; says why.
 
     Its state is in each checkpoint's `trainer_state.json` and is loaded on `train(resume_from_checkpoint=...)`, without
@@ -61,23 +61,6 @@ class WmtpEarlyStoppingCallback(TrainerCallback, ExportableState):
         self._resumed_at: int | None = None
         self._row: dict[str, Any] | None = None
         self._held: tuple[int, float, int] | None = None
-
-    # ---- what it says ----
-
-    @property
-    def stopper(self) -> LossEarlyStopping:
-        """The stopper, with the latest verdict, its evidence, and the best value."""
-        return self._session.stopper
-
-    @property
-    def stop(self) -> dict[str, Any] | None:
-        """The stop, if there was one: step, reason, fired, message, evidence. The same on every rank."""
-        return self._session.stop
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Code of why training was stopped, or none."""
-        return None if self.stop is None else self.stop["reason"]
 
     # ---- what a checkpoint keeps ----
 
