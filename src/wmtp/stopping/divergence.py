@@ -97,13 +97,12 @@ class Divergence:
             level = math.exp(state["level"]) if state["values"] else 0.0
             state = {**self.init(), "values": state["values"], "positive": False, "level": level,
                      "deviation": level * state["deviation"], "above": state["above"]}  # fmt: skip
-        persist = self._persist(state["values"] + 1, seen)
-        new = self._after(state, math.log(value) if state["positive"] else value, persist)
+        new = self._after(state, math.log(value) if state["positive"] else value, seen)
         new["above"] = state["above"] + 1 if self.limit is not None and value > self.limit else 0
-        new["holds"] = self._lost(new, persist) or new["above"] >= self.limit_checks
+        new["holds"] = self._lost(new, seen) or new["above"] >= self.limit_checks
         return new, self._verdict(new, value)
 
-    def _after(self, state: DivergenceState, x: float, persist: float) -> DivergenceState:
+    def _after(self, state: DivergenceState, x: float, seen: Observation) -> DivergenceState:
         count, level, deviation = state["values"], state["level"], state["deviation"]
         off = x - level if count else 0.0
         z = off / deviation if deviation > 0 else 0.0
@@ -114,7 +113,7 @@ class Divergence:
             recent = [*state["recent"], x][-MOST:]
             now = sum(recent[-NEAR:]) / len(recent[-NEAR:])
             new["length"], new["recent"], new["peak"] = state["length"] + 1, recent, max(state["peak"], now - level)
-            if new["length"] <= 2 * persist:  # longer than that it is the level
+            if new["length"] <= 2 * self._persist(count + 1, seen):  # longer than that it is the level
                 return new
         else:
             new["length"], new["recent"], new["peak"] = 0, [], 0.0
@@ -125,10 +124,12 @@ class Divergence:
         new["deviation"] = deviation + rate * (1.25 * abs(pulled) - deviation)
         return new
 
-    def _lost(self, state: DivergenceState, persist: float) -> bool:
+    def _lost(self, state: DivergenceState, seen: Observation) -> bool:
+        if state["cusum"] <= self.threshold or state["length"] < LEAST:
+            return False
         recent, length, level = state["recent"], state["length"], state["level"]
-        now = sum(recent[-NEAR:]) / NEAR - level
-        if state["cusum"] <= self.threshold or length < LEAST or now < PULL * state["deviation"]:
+        now, persist = sum(recent[-NEAR:]) / NEAR - level, self._persist(state["values"], seen)
+        if now < PULL * state["deviation"]:
             return False
         if length >= persist and now > state["peak"] / 2:
             return True

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, TypedDict
 from annotated_types import Ge, Gt
 
 from wmtp.stopping.criteria import Count, metric_of
+from wmtp.stopping.patience import FIELDS
 from wmtp.types import JSON, Observation, Verdict
 
 
@@ -101,8 +102,7 @@ class Budget:
 
     @cached_property
     def _budgets(self) -> list[tuple[str, float]]:
-        names = ("steps", "epochs", "tokens", "seconds")
-        return [(name, budget) for name in names if (budget := getattr(self, name)) is not None]
+        return [(name, budget) for name in FIELDS if (budget := getattr(self, name)) is not None]
 
     def init(self) -> BudgetState:
         """Nothing used."""
@@ -110,13 +110,12 @@ class Budget:
 
     def update(self, state: BudgetState, seen: Observation) -> tuple[BudgetState, Verdict]:
         """Looks at how far the stage is."""
-        taken = {"steps": seen.step, "epochs": seen.epoch, "tokens": seen.tokens, "seconds": seen.seconds}
-        used, name = max((taken[name] / budget, name) for name, budget in self._budgets)
+        used, name = max([(getattr(seen, FIELDS[name]) / budget, name) for name, budget in self._budgets])
         state = {"used": max(used, state["used"])}
         evidence: dict[str, JSON] = {"distance": max(0.0, 1 - used)}
         if used < 1:
             return state, Verdict(evidence=evidence)
-        message = f"{taken[name]:g} {name} of {dict(self._budgets)[name]:g} are spent"
+        message = f"{getattr(seen, FIELDS[name]):g} {name} of {dict(self._budgets)[name]:g} are spent"
         return state, Verdict(True, "budget_spent", ("budget_spent",), message, evidence)
 
 

@@ -125,12 +125,15 @@ class Rules:
         if shadows:
             verdict = verdict._replace(evidence={**verdict.evidence, **shadows})
         if not self.config.shadow:
-            return {**new, "stopped": _record(verdict, seen.step) if verdict.stop else state["stopped"]}, verdict
+            if verdict.stop:
+                new["stopped"] = _record(verdict, seen.step)
+            return new, verdict
         first = state["shadow_stop"]
         if verdict.stop and first is None:
             first = ShadowStop(step=seen.step, reason=verdict.reason)
         evidence: dict[str, JSON] = {**verdict.evidence, "shadow_stop": cast("JSON", first)}
-        return {**new, "shadow_stop": first}, verdict._replace(stop=False, reason="", evidence=evidence)
+        new["shadow_stop"] = first
+        return new, verdict._replace(stop=False, reason="", evidence=evidence)
 
     def _by_criteria(self, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         convergence_state, convergence = self._convergence.update(state, seen)
@@ -158,8 +161,9 @@ class Rules:
             distances = (non_finite.evidence["distance"], verdict.evidence["distance"])
             evidence["distance"] = min(cast("tuple[float, float]", distances))
         message = "; ".join(filter(None, (non_finite.message, verdict.message)))
-        fired = tuple(dict.fromkeys(non_finite.fired + verdict.fired))
-        stop = self.config.enabled and (non_finite.stop or verdict.stop)
+        if not (non_finite.stop or verdict.stop):
+            return new, Verdict(message=message, evidence=evidence)
+        fired, stop = tuple(dict.fromkeys(non_finite.fired + verdict.fired)), self.config.enabled
         return new, Verdict(stop, "+".join(fired) if stop else "", fired, message, evidence)
 
     def _ask_shadows(self, state: RulesState, seen: Observation) -> tuple[RulesState, dict[str, JSON]]:

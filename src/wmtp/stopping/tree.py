@@ -91,19 +91,20 @@ class Nest:
         """Asks each rule that `seen` says something to."""
         states, said, evidence, metrics = [*state["rules"]], [*state["said"]], dict[str, JSON](), seen.metrics
         for i, (name, rule, wake) in enumerate(self.named):
-            if wake and metrics.keys().isdisjoint(wake):
+            if wake and wake[0] not in metrics and metrics.keys().isdisjoint(wake):
                 continue
             states[i], verdict = rule.update(states[i], seen)
-            fired = [*verdict.fired] if verdict.stop else []
-            said[i] = {"fired": fired, "message": verdict.message, "distance": verdict.evidence["distance"]}
-            evidence[name] = cast(JSON, verdict.evidence)
+            stop, _, fired, message, said_of = verdict
+            said[i] = {"fired": [*fired] if stop else [], "message": message, "distance": said_of["distance"]}
+            evidence[name] = said_of
         return {"rules": states, "said": said}, self._verdict(said, evidence)
 
     def _verdict(self, said: list[Said | None], evidence: dict[str, JSON]) -> Verdict:
-        distances = [1.0 if one is None else one["distance"] for one in said]
-        holding = [one for one in said if one is not None and one["fired"]]
+        spoken = [one for one in said if one is not None]
+        distances = [one["distance"] for one in spoken] + [1.0] * (len(spoken) < len(said))
         evidence["distance"] = min(distances) if self.how == "any" else max(distances)
-        message = "; ".join([one["message"] for one in said if one is not None and one["message"]])
+        holding = [one for one in spoken if one["fired"]]
+        message = "; ".join([one["message"] for one in spoken if one["message"]])
         if not holding or (self.how == "all" and len(holding) < len(said)):
             return Verdict(message=message, evidence=evidence)
         fired = tuple(sorted({code for one in holding for code in one["fired"]}, key=REASONS.index))
