@@ -81,12 +81,8 @@ def train(
     changes += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
     changes += [f"run.tags={json.dumps(tags.split(','))}"] if tags is not None else []
     from wmtp.settings import load_settings
-    from wmtp.settings.values import read_value
 
-    names = [rule if rule.isalnum() else f"shadow_{number}" for number, rule in enumerate(shadow or [], 1)]
-    rules = {name: read_value("--shadow", rule) for name, rule in zip(names, shadow or [], strict=True)}
-    changes += [f"train.early_stopping.shadow_rules={json.dumps(rules)}"] if rules else []
-    settings = load_settings(recipe, config, changes)
+    settings = load_settings(recipe, config, changes + _shadow_rules(shadow or []))
     from wmtp import job
 
     if dry_run:
@@ -102,6 +98,15 @@ def train(
     )
     if as_json:
         typer.echo(json.dumps(summary))
+
+
+def _shadow_rules(rules: list[str]) -> list[str]:
+    """The overrides that `--shadow` stands for; a rule that is a bare name is called by it."""
+    from wmtp.settings.values import read_value
+
+    names = [rule if rule.isalnum() else f"shadow_{number}" for number, rule in enumerate(rules, 1)]
+    values = {name: read_value("--shadow", rule) for name, rule in zip(names, rules, strict=True)}
+    return [f"train.early_stopping.shadow_rules={json.dumps(values)}"] if values else []
 
 
 @app.command()

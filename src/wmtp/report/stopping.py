@@ -90,29 +90,24 @@ def _figure(history: History, replays: Sequence[Replay]) -> go.Figure:
             row=row,
             col=1,
         )
-        dashes = ("solid", "dash", "dot")
         for number, replay in enumerate(replay for replay in replays if replay.stopped):
-            figure.add_trace(
-                go.Scatter(
-                    x=[replay.step] * 2,
-                    y=[min(y), max(y)],
-                    mode="lines",
-                    name=f"{replay.rule}: {replay.step} ({replay.reason})",
-                    line={
-                        "color": COLOURS[number % len(COLOURS)],
-                        "width": 2,
-                        "dash": dashes[number % 3],
-                    },
-                    legendgroup=str(number),
-                    showlegend=row == 1,
-                ),
-                row=row,
-                col=1,
-            )
+            figure.add_trace(_stop_line(number, replay, [min(y), max(y)], showlegend=row == 1), row=row, col=1)
     figure.update_layout(height=90 + 270 * max(1, len(metrics)), template="plotly_white",
                          margin={"l": 50, "r": 20, "t": 40, "b": 40}, legend={"orientation": "v"})  # fmt: skip
     figure.update_xaxes(title_text="step", title_standoff=4, row=len(metrics), col=1)
     return figure
+
+
+def _stop_line(number: int, replay: Replay, y: list[float], *, showlegend: bool) -> go.Scatter:
+    return go.Scatter(
+        x=[replay.step] * 2,
+        y=y,
+        mode="lines",
+        name=f"{replay.rule}: {replay.step} ({replay.reason})",
+        line={"color": COLOURS[number % len(COLOURS)], "width": 2, "dash": ("solid", "dash", "dot")[number % 3]},
+        legendgroup=str(number),
+        showlegend=showlegend,
+    )
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -23,6 +23,18 @@ from wmtp.types import JSON, Observation, Verdict
 Count = Annotated[int, Ge(0)]
 
 
+@dataclass(frozen=True, slots=True)
+class OneMetric:
+    """A rule that watches one metric, `monitor`; empty: the block's."""
+
+    monitor: str = ""
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The metrics that are watched."""
+        return (self.monitor,)
+
+
 class ConvergenceState(TypedDict):
     """First, last and best finite value; values since the best; latest values in a row that got worse."""
 
@@ -121,7 +133,7 @@ class NonFiniteState(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class NonFinite:
+class NonFinite(OneMetric):
     """Holds ("non_finite") when `checks` monitored values in a row were NaN or infinite.
 
     Attributes:
@@ -131,13 +143,7 @@ class NonFinite:
 
     kind: ClassVar[str] = "non_finite"
 
-    monitor: str = ""
     checks: Annotated[int, Ge(1)] = 3
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        """The metrics that are watched."""
-        return (self.monitor,)
 
     def init(self) -> NonFiniteState:
         """Nothing seen."""

@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge, Gt
 
-from wmtp.stopping.criteria import Count, metric_of
+from wmtp.stopping.criteria import Count, OneMetric, metric_of
 from wmtp.types import JSON, Observation, Verdict
 
 RATE = 1 / 40
@@ -55,7 +55,7 @@ class DivergenceState(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(OneMetric):
     """Holds ("diverged") when the metric has risen far above its level and grows on, or does not come back.
 
     Attributes:
@@ -70,18 +70,12 @@ class Divergence:
 
     kind: ClassVar[str] = "divergence"
 
-    monitor: str = ""
     threshold: Annotated[float, Gt(0)] = 12.0
     slack: Annotated[float, Ge(0)] = 1.4
     warmup: Annotated[int, Ge(2)] = 20
     persist: Annotated[int, Ge(1)] = 64
     limit: float | None = None
     limit_checks: Annotated[int, Ge(1)] = 3
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        """The metrics that are watched."""
-        return (self.monitor,)
 
     def init(self) -> DivergenceState:
         """Nothing seen."""

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Ge, Gt
 
-from wmtp.stopping.criteria import Count, metric_of
+from wmtp.stopping.criteria import Count, OneMetric, metric_of
 from wmtp.stopping.patience import FIELDS
 from wmtp.types import JSON, Observation, Verdict
 
@@ -21,7 +21,7 @@ class TargetState(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(OneMetric):
     """Holds ("target_reached") when the metric is at its target, `checks` times in a row.
 
     Attributes:
@@ -33,15 +33,9 @@ class Target:
 
     kind: ClassVar[str] = "target"
 
-    monitor: str = ""
     below: float | None = None
     above: float | None = None
     checks: Annotated[int, Ge(1)] = 1
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        """The metrics that are watched."""
-        return (self.monitor,)
 
     def faults(self) -> list[str]:
         """What is wrong with the settings together."""

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from annotated_types import Ge, Gt
 
-from wmtp.stopping.criteria import metric_of
+from wmtp.stopping.criteria import OneMetric, metric_of
 from wmtp.types import JSON, Observation, Verdict
 
 Unit = Literal["checks", "steps", "epochs", "tokens", "seconds"]
@@ -27,7 +27,7 @@ class PatienceState(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(OneMetric):
     """Holds ("converged") when the metric has not improved for `patience` `unit`s.
 
     Attributes:
@@ -44,7 +44,6 @@ class Patience:
 
     kind: ClassVar[str] = "patience"
 
-    monitor: str = ""
     patience: Annotated[float, Gt(0)] = 10
     unit: Unit = "checks"
     min_delta: Annotated[float, Ge(0)] = 0.0
@@ -52,11 +51,6 @@ class Patience:
     reference: Literal["best_qualifying", "best"] = "best_qualifying"
     smoothing: Literal["none", "exponential", "mean", "median"] = "none"
     smoothing_window: Annotated[int, Ge(1)] = 10
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        """The metrics that are watched."""
-        return (self.monitor,)
 
     def init(self) -> PatienceState:
         """Nothing seen."""

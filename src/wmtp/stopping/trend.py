@@ -7,7 +7,7 @@ ones, `window` of the run together, with the steps x in units of blocks:
     gain  = -slope * width                                improvement in one more window, if it goes on like this
     error = noise * width / sqrt(sum (x - x mean)^2)      its standard error
 
-It has converged when gain + z * error < tolerance * fall: even at the upper confidence bound the next window brings
+It has converged when gain + z * error <= tolerance * fall: even at the upper confidence bound the next window brings
 next to nothing. z is the normal quantile of 1 - false_stop_rate, noise the robust deviation of the blocks about their
 trend, fall what the metric has come down so far. The slope is the median over all pairs of blocks (Theil 1950, Sen
 1968), which a spike doesn't turn. It is rising when the median of the last blocks is above the lowest such median by
@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar, TypedDict
 
 from annotated_types import Gt, Le, Lt
 
-from wmtp.stopping.criteria import Count, metric_of
+from wmtp.stopping.criteria import Count, OneMetric, metric_of
 from wmtp.types import JSON, Observation, Verdict
 
 BLOCKS = 64
@@ -63,7 +63,7 @@ class TrendState(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
+class Trend(OneMetric):
     """Holds ("converged") when the improvement to be expected is lost in the noise, or ("rising") when the metric rose.
 
     Attributes:
@@ -77,16 +77,10 @@ class Trend:
 
     kind: ClassVar[str] = "trend"
 
-    monitor: str = ""
     false_stop_rate: Annotated[float, Gt(0), Lt(0.5)] = 0.02
     window: Annotated[float, Gt(0), Le(0.5)] = 0.42
     tolerance: Annotated[float, Gt(0), Lt(1)] = 0.07
     rise: Annotated[float, Gt(0), Lt(1)] = 0.05
-
-    @property
-    def monitors(self) -> tuple[str, ...]:
-        """The metrics that are watched."""
-        return (self.monitor,)
 
     def init(self) -> TrendState:
         """Nothing seen."""
@@ -112,7 +106,8 @@ class Trend:
         recent = [i for i, block in enumerate(blocks) if block[0] > blocks[-1][0] - width]
         noise = _noise(means[-2 * width :])
         fall = median(means[:3]) - min(means)  # a model's very first loss may be out of all proportion
-        judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": self.tolerance * fall}
+        needed = self.tolerance * fall
+        judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": needed}
         if not seen.total_steps and (blocks[-1][0] < BLOCKS / 2 or fall < CLEAR * noise):
             return judged
         if len(recent) >= LEAST and blocks[-1][0] - blocks[0][0] + 1 >= width:
@@ -122,7 +117,7 @@ class Trend:
             error = noise * width / math.sqrt(sum((a - middle) ** 2 for a in x))
             upper = gain + NORMAL.inv_cdf(1 - self.false_stop_rate) * error
             judged["gain"], judged["upper"] = gain, upper
-            if upper <= self.tolerance * fall:
+            if upper <= needed:
                 judged["holds"] = "converged"
         if len(means) >= 2 * LEVEL:
             levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
@@ -130,8 +125,8 @@ class Trend:
             # As many judgements as blocks look for a rise, and LEVEL of them share a value: z for all together.
             # A median's error is 1.25 times a mean's.
             z = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS)
-            needed = z * 1.25 * noise * math.sqrt(2 / LEVEL) + self.rise * fall
-            if levels[-1] - lowest > needed and min(means[-LEVEL:]) > lowest:
+            doubt = z * 1.25 * noise * math.sqrt(2 / LEVEL)
+            if levels[-1] - lowest > doubt + self.rise * fall and min(means[-LEVEL:]) > lowest:
                 judged["holds"] = "rising"
         return judged
 
