@@ -15,16 +15,26 @@ from torch import nn
 from wmtp.data import Loader, TokenStore, load_tokenizer
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import UserError
-from wmtp.inputs import Context, Say, cache_folder, documents, make_loader, rewarded_programs
-from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
+from wmtp.inputs import Context, Say, cache_folder, documents, make_loader, rewarded_programs, spread_model
+from wmtp.model import (
+    MTPModel,
+    fetch_model,
+    load_model,
+    model_of,
+    model_skeleton,
+    save_model,
+    tokenizer_location,
+)
 from wmtp.objectives import WeightedMTP
 from wmtp.objectives.value import AuxiliaryValue
 from wmtp.ops.schedule import lr_factor
 from wmtp.pretraining import Critic, Frozen, explains_nothing, identity_of, make_critic
 from wmtp.settings import Config, Settings
 from wmtp.stopping import LossEarlyStopping
+from wmtp.training.distributed import ALONE, World
 from wmtp.training.loop import Progress, Stage
 from wmtp.training.optim import make_optimizer
+from wmtp.training.sharding import recompute, whole_weights
 from wmtp.training.step import Hardware
 from wmtp.types import JSON, Batch
 from wmtp.weight_source import make_weighting
@@ -41,6 +51,7 @@ class Job:
         train, held_out: the data, for a summary.
         after: called when a stage has ended, with its name, how it ended, and the run's folder; what it gives belongs
             into the summary.
+        fresh: makes the model as it was before training, whole; `skeleton`: without values.
     """
 
     stages: list[Stage[Any]]
@@ -49,13 +60,27 @@ class Job:
     train: TokenStore
     held_out: TokenStore
     after: Callable[[str, Progress, Path], dict[str, JSON]]
+    fresh: Callable[[], MTPModel]
+    skeleton: Callable[[], MTPModel]
+
+    def save(self, folder: Path) -> None:
+        """Together: save model and tokenizer to `folder`, whole or not at all."""
+        world = self.stages[-1].hardware.world
+        if world.size == 1:
+            save_model(self.model, self.tokenizer, folder)
+            return
+        weights = whole_weights(self.model, world)
+        if world.main:
+            save_model(model_of(weights, self.skeleton()), self.tokenizer, folder)
+        world.wait()
 
 
-def assemble(settings: Settings, say: Say, *, accept_unsandboxed: bool = False) -> Job:
-    """Read data and model, and connect everything that `settings` ask for.
+def assemble(settings: Settings, hardware: Hardware, say: Say, *, accept_unsandboxed: bool = False) -> Job:
+    """Together: read data and model, and connect everything that `settings` ask for.
 
     Args:
         settings: recipe and config.
+        hardware: from `make_hardware`.
         say: is told what takes long, and what is worth knowing of the data.
         accept_unsandboxed: where programs must be run and no box can be had, run them all the same.
 
@@ -63,21 +88,28 @@ def assemble(settings: Settings, say: Say, *, accept_unsandboxed: bool = False) 
         UserError: data or model can't be had or don't fit the recipe.
         SandboxError: programs must be run and no box can be had.
     """
-    recipe, config = settings.recipe, settings.config
-    cache, hardware = cache_folder(config), make_hardware(config)
-    path = fetch_model(config.paths.models.base, cache)
-    tokenizer = load_tokenizer(tokenizer_location(path))
+    recipe, config, world = settings.recipe, settings.config, hardware.world
+    cache = cache_folder(config)
+    with world.first():
+        path = fetch_model(config.paths.models.base, cache)
+        tokenizer = load_tokenizer(tokenizer_location(path))
+        train, held_out = documents(settings, tokenizer, cache, say)
     context = Context(settings, tokenizer, hardware, cache, say, accept_unsandboxed)
-    train, held_out = documents(settings, tokenizer, cache, say)
     loaders = (
-        make_loader(train, recipe.data.train, tokenizer, config.seed),
-        make_loader(held_out, recipe.data.eval, tokenizer, config.seed, shuffle=False),
+        make_loader(train, recipe.data.train, tokenizer, config.seed, world=world),
+        make_loader(held_out, recipe.data.eval, tokenizer, config.seed, shuffle=False, world=world),
     )
-    model = _load(settings, path, hardware, say)
+    whole = _load(settings, path, say) if world.local_rank == 0 else None
+    skeleton = partial(_skeleton, settings, path)
     critic = None
     if recipe.train.algo == "critic-wmtp":
-        frozen = Frozen(model, identity_of(model, hardware), tokenizer, hardware, cache, say)
-        critic = make_critic(settings, frozen, train, held_out, rewarded_programs(context))
+        base = skeleton() if whole is None else whole.to(hardware.device)
+        identity = world.share("" if whole is None else identity_of(whole, hardware))
+        with world.first():
+            frozen = Frozen(base, identity, tokenizer, hardware, cache, say)
+            critic = make_critic(settings, frozen, train, held_out, rewarded_programs(context))
+    model = spread_model(settings, whole, skeleton, hardware)
+    if critic is not None:
         model.value_head = critic.head
     objective = WeightedMTP(
         make_weighting(context, model.value_head, train, loaders[0]),
@@ -97,11 +129,29 @@ def assemble(settings: Settings, say: Say, *, accept_unsandboxed: bool = False) 
         return told
 
     stages: list[Stage[Any]] = [main] if critic is None or critic.stage is None else [critic.stage, main]
-    return Job(stages=stages, model=model, tokenizer=tokenizer, train=train, held_out=held_out, after=after)
+    return Job(
+        stages=stages,
+        model=model,
+        tokenizer=tokenizer,
+        train=train,
+        held_out=held_out,
+        after=after,
+        fresh=partial(_load, settings, path, lambda _: None),
+        skeleton=skeleton,
+    )
 
 
-def _load(settings: Settings, path: str, hardware: Hardware, say: Say) -> MTPModel:
-    """The base model with its heads, on the device."""
+def _skeleton(settings: Settings, path: str) -> MTPModel:
+    """The base model with its heads, without values."""
+    recipe = settings.recipe.model
+    model = model_skeleton(path, horizon=recipe.horizon, head=recipe.head, detach_heads=recipe.detach_heads)
+    if settings.config.devices.activation_checkpointing:
+        recompute(model)
+    return model
+
+
+def _load(settings: Settings, path: str, say: Say) -> MTPModel:
+    """The base model with its heads, on the CPU."""
     recipe, base = settings.recipe, settings.config.paths.models.base
     say(f"loading {base}")
     model = load_model(
@@ -111,7 +161,9 @@ def _load(settings: Settings, path: str, hardware: Hardware, say: Say) -> MTPMod
         detach_heads=recipe.model.detach_heads,
         native_mtp=recipe.model.native_mtp,
         seed=settings.config.seed,
-    ).to(hardware.device)
+    )
+    if settings.config.devices.activation_checkpointing:
+        recompute(model)
     if (recipe.data.train.pack_sequences or recipe.data.eval.pack_sequences) and not model.keeps_documents_apart():
         raise UserError(
             f"data.train.pack_sequences: true: {base} can't keep packed documents apart (what stands before a "
@@ -134,18 +186,27 @@ def _auxiliary(settings: Settings, critic: Critic) -> AuxiliaryValue | None:
     )
 
 
-def make_hardware(config: Config) -> Hardware:
-    """Device and precision; `UserError` if this machine lacks what is asked for."""
+def make_device(config: Config) -> torch.device:
+    """Where tensors live; `UserError` if this machine lacks what is asked for."""
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     asked = config.devices.compute_backend
     kind = next(name for name, there in have.items() if there) if asked == "auto" else asked
     if not have[kind]:
         raise UserError(f"devices.compute_backend: {kind}: this machine has none that torch can use; set auto or cpu")
+    return torch.device(kind)
+
+
+def make_hardware(config: Config, device: torch.device, world: World = ALONE) -> Hardware:
+    """Device, precision and processes; `UserError` if they don't go together."""
     precision = config.devices.mixed_precision
     if precision == "auto":
-        precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and world.size > 1:
+        raise UserError("devices.mixed_precision: fp16: not with several processes (its loss scale is one's); set bf16")
+    if config.devices.fsdp.cpu_offload and device.type != "cuda":
+        raise UserError(f"devices.fsdp.cpu_offload: true: the run is on {device.type} already; remove it")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    return Hardware(torch.device(kind), dtype, config.devices.micro_batch_size)
+    return Hardware(device, dtype, config.devices.micro_batch_size, world)
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -2,7 +2,8 @@
 
 A `UserError` is a mistake that its maker can mend: one clear message with the place, the value and the cure, exit
 code 2. A `TrainingFailedError` is a run that broke: exit code 3. A `PreemptedError` is no error: the run was asked to
-leave and has saved, exit code 75. Anything else that escapes is a bug of ours.
+leave and has saved, exit code 75. A `LostProcessError` is one of several processes that was killed or hangs: exit
+code 4. Anything else that escapes is a bug of ours.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ class TrainingFailedError(WmtpError):
     """Training broke (a non-finite loss or gradient); nothing was updated with it."""
 
     exit_code = 3
+
+
+class LostProcessError(WmtpError):
+    """Another process of the run died or hangs; what was done since the last checkpoint is lost with it."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, missing: tuple[int, ...] = ()) -> None:
+        """`missing`: the ranks of those that are lost, where that is known."""
+        super().__init__(message)
+        self.missing = missing
 
 
 class PreemptedError(WmtpError):

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from wmtp.assemble import make_hardware
+from wmtp.assemble import make_device, make_hardware
 from wmtp.data import Location, MissingSplitError, Source, Split, Tokenizer, load_tokenizer
 from wmtp.errors import DataError, UserError
 from wmtp.evaluate.problems import Problem, load_problems
@@ -106,7 +106,7 @@ def evaluate_model(
     result: Path,
     watch: Watch,
 ) -> dict[str, JSON]:
-    """Score `model` on `what`, as the recipe's `eval` says.
+    """Together: score `model` on `what`, as the recipe's `eval` says.
 
     Args:
         settings: recipe and config.
@@ -129,7 +129,8 @@ def evaluate_model(
     )
     result.parent.mkdir(parents=True, exist_ok=True)
     samples = result.with_name(SAMPLES)
-    tasks = [evaluate(_task(settings, part), writer, sandbox, samples, watch) for part in what]
+    peers = hardware.world if hardware.world.size > 1 else None
+    tasks = [evaluate(_task(settings, part), writer, sandbox, samples, watch, peers) for part in what]
     whole: dict[str, JSON] = {
         "format": 1,
         "model": {
@@ -148,7 +149,8 @@ def evaluate_model(
             "transformers": version("transformers"),
         },
     }
-    write_json_atomic(result, whole)
+    if hardware.world.main:
+        write_json_atomic(result, whole)
     return whole
 
 
@@ -222,7 +224,7 @@ def score(asked: Asked, *, accept_unsandboxed: bool = False) -> dict[str, JSON]:
     with ProgressBar() as screen, Sandbox(accept_unsandboxed=accept_unsandboxed) as sandbox:
         path = fetch_model(config.paths.models.base, cache_folder(config))
         screen.say(f"loading {config.paths.models.base}")
-        hardware = make_hardware(config)
+        hardware = make_hardware(config, make_device(config))
         model = load_model(path, horizon=None, native_mtp="drop", seed=config.seed).to(hardware.device)
         result = evaluate_model(
             asked.settings,

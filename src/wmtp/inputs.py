@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wmtp.data import (
@@ -26,7 +27,10 @@ from wmtp.data import (
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import DataError
 from wmtp.evaluate.problems import load_tested
+from wmtp.model import MTPModel
 from wmtp.settings import Config, DataPart, Settings
+from wmtp.training.distributed import ALONE, World
+from wmtp.training.sharding import Sharding, spread
 from wmtp.training.step import Hardware
 from wmtp.verified_data import Group, rewarded_documents, verified_groups
 
@@ -77,8 +81,10 @@ def training_documents(settings: Settings, tokenizer: Tokenizer, cache: Path) ->
     return tokenise(examples_of(settings, "train"), tokenizer, settings.recipe.data.train.max_length, cache / "tokens")
 
 
-def make_loader(store: TokenStore, part: DataPart, tokenizer: Tokenizer, seed: int, *, shuffle: bool = True) -> Loader:
-    """Batches of `store` as `part` of the recipe asks for them."""
+def make_loader(
+    store: TokenStore, part: DataPart, tokenizer: Tokenizer, seed: int, *, shuffle: bool = True, world: World = ALONE
+) -> Loader:
+    """Batches of `store` as `part` of the recipe asks for them; of them the share of this process of `world`."""
     return Loader(
         store,
         batch_size=part.batch_size,
@@ -88,7 +94,41 @@ def make_loader(store: TokenStore, part: DataPart, tokenizer: Tokenizer, seed: i
         pad_id=pad_id(tokenizer),
         seed=seed,
         shuffle=shuffle,
+        rank=world.rank,
+        ranks=world.size,
     )
+
+
+def spread_model(
+    settings: Settings, whole: MTPModel | None, skeleton: Callable[[], MTPModel], hardware: Hardware
+) -> MTPModel:
+    """Together: the model on the device, in pieces if there are several processes.
+
+    Args:
+        settings: `devices` says how.
+        whole: with values; of several processes the main one's counts.
+        skeleton: makes the same without values.
+        hardware: where it goes.
+    """
+    devices, world = settings.config.devices, hardware.world
+    if world.size == 1:
+        assert whole is not None
+        return whole.to(hardware.device)
+    fsdp = devices.fsdp
+    gathered = fsdp.param_dtype
+    if gathered == "auto":
+        bf16 = hardware.precision == torch.bfloat16 and hardware.device.type == "cuda"
+        gathered = "bf16" if bf16 else "fp32"
+    how = Sharding(
+        fsdp.sharding,
+        fsdp.shard_size,
+        {"bf16": torch.bfloat16, "fp32": torch.float32}[gathered],
+        fsdp.cpu_offload,
+        fsdp.reshard_after_forward,
+    )
+    model = skeleton()
+    spread(model, whole if world.main else None, world, hardware.device, how)
+    return model
 
 
 def examples_of(settings: Settings, name: str) -> list[Example]:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from wmtp.assemble import Job, assemble
+from wmtp.assemble import Job, assemble, make_device, make_hardware
 from wmtp.errors import CheckpointError, PreemptedError, WmtpError
 from wmtp.evaluate.sandbox import Sandbox
 from wmtp.evaluation import CONFIG, RECIPE, evaluate_model, parts, score_lines, scores_of
-from wmtp.model import save_model
+from wmtp.model import MTPModel, load_model
 from wmtp.report import write_report
 from wmtp.settings import Settings, dump_yaml, load_config, load_recipe
+from wmtp.training.distributed import World, join_world
+from wmtp.training.launch import launch
 from wmtp.training.loop import LIMITS, Progress, Stage, fit
 from wmtp.training.preemption import Preemption
 from wmtp.training.progress import ProgressBar
+from wmtp.training.remote import RemoteFolder
 from wmtp.training.run import Run
 from wmtp.training.run_folder import RunFolder, write_text_atomic
+from wmtp.training.step import Hardware
+from wmtp.training.store import CheckpointStore
 from wmtp.training.tracking import MlflowTracker, NoTracker, Tracker
 from wmtp.types import JSON
 
@@ -37,6 +45,10 @@ FREE = (
     "paths.checkpoints",
     "train.save_interval",
     "devices.micro_batch_size",
+    "devices.num_proc",
+    "devices.activation_checkpointing",
+    "devices.distributed",
+    "devices.fsdp",
 )
 
 
@@ -68,32 +80,55 @@ def train(
         TrainingFailedError: not finite; the last checkpoint is whole.
         PreemptedError: a signal came, a checkpoint was saved.
     """
-    path = Path(settings.config.paths.output) / settings.recipe.run.name
-    with RunFolder(path, resume=resume is not None) as folder, ProgressBar() as screen, Preemption() as preempted:
-        _refuse_changes(folder, settings, allow_change)
-        exam = None if no_eval else _exam(settings, folder, screen, preempted, accept_unsandboxed)
+    config = settings.config
+    device, between = make_device(config), config.devices.distributed
+    with join_world(device, between.backend, between.start_timeout) as world:
+        how = How(resume, allow_change, continue_stopped, no_eval, accept_unsandboxed)
+        return _train(settings, make_hardware(config, device, world), how)
+
+
+def train_in_processes(settings: Settings, words: Sequence[str]) -> int:
+    """Run `wmtp` with `words`, a `train` command, in `devices.num_proc` processes; gives the exit code.
+
+    Raises:
+        LostProcessError: one of them was killed; says which.
+    """
+    code = launch(words, settings.config.devices.num_proc)
+    status = Path(settings.config.paths.output) / settings.recipe.run.name / "status.json"
+    if code > 128 and status.is_file():
+        code = {"preempted": PreemptedError.exit_code, "finished": 0}.get(json.loads(status.read_text())["state"], code)
+    return code
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the caller of `train` asks for, see there."""
+
+    resume: str | None
+    allow_change: bool
+    continue_stopped: bool
+    no_eval: bool
+    accept_unsandboxed: bool
+
+
+def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
+    path, world = Path(settings.config.paths.output) / settings.recipe.run.name, hardware.world
+    with (
+        RunFolder(path, resume=how.resume is not None, main=world.main) as folder,
+        ProgressBar(quiet=not world.main) as screen,
+        Preemption() as preempted,
+    ):
+        if world.main:
+            _refuse_changes(folder, settings, how.allow_change)
+        exam = None if how.no_eval else _exam(settings, folder, screen, preempted, how.accept_unsandboxed)
         # A mistake that shows itself here leaves nothing behind.
-        job = assemble(settings, screen.say, accept_unsandboxed=accept_unsandboxed)
-        _write_settings(folder, settings)
+        job = assemble(settings, hardware, screen.say, accept_unsandboxed=how.accept_unsandboxed)
+        if world.main:
+            _write_settings(folder, settings)
         folder.write_status("running")
-        tracker = _tracker(settings, folder, screen)
+        tracker = _tracker(settings, folder, screen, world)
         try:
-            with closing(_run(settings, folder, screen, tracker, preempted, job, resume)) as run:
-                run.allow_change, run.continue_stopped = allow_change, continue_stopped
-                before = exam(job, "eval_before.json") if exam and settings.recipe.eval.before else None
-                done: dict[str, Progress] = {}
-                told: dict[str, dict[str, JSON]] = {}
-                for stage in job.stages:
-                    done[stage.name] = fit(stage, run)
-                    told[stage.name] = job.after(stage.name, done[stage.name], folder.path)
-            summary = _hand_on(job, done, told, folder, screen, tracker)
-            if exam:
-                after = exam(job, "eval.json")
-                for name in before or {}:
-                    screen.say(f"{name}: {(before or {})[name]:.1%} before training, {after[name]:.1%} after")
-                summary["eval"] = cast("JSON", {"before": before, "after": after} if before else {"after": after})
-                last = done[job.stages[-1].name].step
-                tracker.log(last, {f"eval/{name.replace('@', '_at_')}": value for name, value in after.items()})
+            summary = _stages(settings, job, folder, screen, preempted, tracker, exam, how)
             folder.write_status("finished")
             _tell(folder, summary, screen)
         except PreemptedError as error:
@@ -101,20 +136,60 @@ def train(
             tracker.finish("preempted")
             raise PreemptedError(f"{error}; go on with: --resume auto") from None
         except BaseException as error:
-            folder.write_status("failed", reason=str(error) if isinstance(error, WmtpError) else repr(error))
+            lost = world.lost(error) if isinstance(error, RuntimeError) else None
+            told = lost or error
+            reason = str(told) if isinstance(told, WmtpError) else repr(told)
+            folder.write_status("failed", reason=reason)
+            if lost and lost.missing and world.rank == min({*range(world.size)} - {*lost.missing}) > 0:
+                folder.write_last_words(reason)
             tracker.finish("failed")
-            raise
+            raise told from error
         tracker.finish("finished")
         return summary
 
 
-Exam = Callable[[Job, str], dict[str, float]]
+def _stages(
+    settings: Settings,
+    job: Job,
+    folder: RunFolder,
+    screen: ProgressBar,
+    preempted: Preemption,
+    tracker: Tracker,
+    exam: Exam | None,
+    how: How,
+) -> dict[str, JSON]:
+    """Train and hand on; with evaluations before and after."""
+    between, world = settings.config.devices.distributed, job.stages[-1].hardware.world
+    before = exam(job, job.fresh, "eval_before.json") if exam and settings.recipe.eval.before else None
+    done: dict[str, Progress] = {}
+    told: dict[str, dict[str, JSON]] = {}
+    with closing(_run(settings, folder, screen, tracker, preempted, job, how.resume)) as run:
+        run.allow_change, run.continue_stopped = how.allow_change, how.continue_stopped
+        world.wait_at_most(between.timeout)
+        for stage in job.stages:
+            done[stage.name] = fit(stage, run)
+            told[stage.name] = job.after(stage.name, done[stage.name], folder.path)
+        world.wait_at_most(between.start_timeout)
+    summary = _hand_on(job, done, told, folder, screen, tracker)
+    if exam:
+        after = exam(job, partial(load_model, str(folder.path / "model"), horizon=None), "eval.json")
+        for name in before or {}:
+            screen.say(f"{name}: {(before or {})[name]:.1%} before training, {after[name]:.1%} after")
+        summary["eval"] = cast("JSON", {"before": before, "after": after} if before else {"after": after})
+        last = done[job.stages[-1].name].step
+        tracker.log(last, {f"eval/{name.replace('@', '_at_')}": value for name, value in after.items()})
+    return summary
+
+
+Exam = Callable[[Job, Callable[[], MTPModel], str], dict[str, float]]
+"""Evaluates a job's model into a file of the run's folder and gives the scores. Several processes take the model that
+the second argument makes, whole, and share the problems: they don't write in step, as a model in pieces asks for."""
 
 
 def _exam(
     settings: Settings, folder: RunFolder, screen: ProgressBar, preempted: Preemption, accept_unsandboxed: bool
 ) -> Exam | None:
-    """What evaluates a job's model into a file of the run's folder and gives the scores; None if nothing is asked.
+    """How this job is evaluated; None if nothing is asked.
 
     Raises:
         UserError: problems or box can't be had: told before training, not after.
@@ -129,13 +204,15 @@ def _exam(
         if preempted():
             raise PreemptedError(f"the evaluation was interrupted at {done} of {total} ({title})")
 
-    def exam(job: Job, name: str) -> dict[str, float]:
+    def exam(job: Job, whole: Callable[[], MTPModel], name: str) -> dict[str, float]:
+        hardware = job.stages[-1].hardware
+        model = job.model if hardware.world.size == 1 else whole().to(hardware.device)
         with Sandbox(accept_unsandboxed=accept_unsandboxed) as sandbox:
             result = evaluate_model(
                 settings,
-                job.model,
+                model,
                 job.tokenizer,
-                job.stages[0].hardware,
+                hardware,
                 what=what,
                 sandbox=sandbox,
                 result=folder.path / name,
@@ -151,7 +228,8 @@ def _exam(
 def dry_run(settings: Settings, *, accept_unsandboxed: bool = False) -> None:
     """Load data and model and say what training would do; see `train`."""
     with ProgressBar() as screen:
-        job = assemble(settings, screen.say, accept_unsandboxed=accept_unsandboxed)
+        hardware = make_hardware(settings.config, make_device(settings.config))
+        job = assemble(settings, hardware, screen.say, accept_unsandboxed=accept_unsandboxed)
         for stage in job.stages:
             learnt = sum(p.numel() for group in stage.optimizer.param_groups for p in group["params"])
             screen.say(
@@ -168,31 +246,49 @@ def _run(
     job: Job,
     resume: str | None,
 ) -> Run:
-    paths = settings.config.paths.checkpoints
-    base = Path(paths.base_path) / settings.recipe.run.name if paths.base_path else folder.checkpoints
-    start_from = None if resume in (None, "auto") else Path(resume).absolute()
-    if start_from is not None and (start_from.parent.parent != base.absolute() or not start_from.is_dir()):
-        raise CheckpointError(
-            f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
-        )
+    config, world = settings.config, job.stages[-1].hardware.world
+    paths, devices = config.paths.checkpoints, config.devices
+    base = f"{paths.base_path.rstrip('/')}/{settings.recipe.run.name}" if paths.base_path else str(folder.checkpoints)
+    remote = "://" in base
+    apart = world.apart(devices.distributed.save_wait)
+
+    @cache
+    def checkpoints(stage: str) -> CheckpointStore:
+        local = folder.checkpoints / stage if remote else Path(base).absolute() / stage
+        url = RemoteFolder(f"{base}/{stage}") if remote else None
+        return CheckpointStore(local, apart, screen.say, paths.keep_last, url)
+
     return Run(
         folder,
+        world,
         preempted=preempted,
         screen=screen,
         tracker=tracker,
-        checkpoints=base.absolute(),
+        checkpoints=checkpoints,
         data={"train": job.train.key, "eval": job.held_out.key},
         save_interval=settings.save_interval,
         save_final=paths.save_final,
-        keep_last=paths.keep_last,
-        log_interval=settings.config.log_interval,
-        start_from=start_from,
+        save_wait=devices.distributed.save_wait,
+        background=paths.background,
+        log_interval=config.log_interval,
+        start_from=None if resume in (None, "auto") else _start(resume, base),
     )
 
 
-def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar) -> Tracker:
+def _start(resume: str, base: str) -> tuple[str, int]:
+    """Stage and step of the checkpoint that `--resume PATH` names."""
+    place = resume.rstrip("/") if "://" in base else str(Path(resume).absolute())
+    stage, _, name = place.removeprefix(base if "://" in base else str(Path(base).absolute())).strip("/").partition("/")
+    if not re.fullmatch(r"step-\d{8,}", name) or not ("://" in base or Path(place).is_dir()):
+        raise CheckpointError(
+            f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
+        )
+    return stage, int(name.removeprefix("step-"))
+
+
+def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar, world: World) -> Tracker:
     config, recipe = settings.config, settings.recipe
-    if not config.mlflow.enabled:
+    if not (config.mlflow.enabled and world.main):
         return NoTracker()
     return MlflowTracker(
         config.mlflow.tracking_uri or f"sqlite:///{Path(config.paths.output).absolute() / 'mlflow.db'}",
@@ -249,7 +345,7 @@ def _hand_on(
     tracker: Tracker,
 ) -> dict[str, JSON]:
     """Save the model; write and tell the summary."""
-    save_model(job.model, job.tokenizer, folder.path / "model")
+    job.save(folder.path / "model")
     summary: dict[str, JSON] = {"run": folder.path.name, "folder": str(folder.path)}
     for stage in job.stages:
         progress = done[stage.name]
@@ -270,6 +366,8 @@ def _hand_on(
 
 def _tell(folder: RunFolder, summary: dict[str, JSON], screen: ProgressBar) -> None:
     """Write and name what a person looks at."""
+    if not folder.main:
+        return
     folder.write_summary(summary)
     screen.say(f"report: {write_report(folder.path)}")
     screen.say(f"run folder: {folder.path}")

@@ -68,7 +68,7 @@ class Frozen:
     """The base model before anything is trained, and what reads it.
 
     Attributes:
-        model: on the device of `hardware`.
+        model: on the device of `hardware`; without values where another process of this machine has filled the cache.
         identity: hash of its weights and the precision that it runs in.
         tokenizer: its own.
         hardware: where it runs.
@@ -134,7 +134,9 @@ def make_critic(
         frozen.say(NO_AUXILIARY)
         if verified is None:
             head = _saved_head(settings, frozen)
-            return Critic(head, None, None, partial(_finish, settings, frozen.identity, head))
+            return Critic(
+                head, None, None, partial(_finish, settings, frozen.identity, head, frozen.hardware.world.main)
+            )
         (train, rewards), origin = verified[0], "critic.target: verified"
     else:
         rewards, origin = _rewards(settings, frozen, train)
@@ -160,7 +162,7 @@ def make_critic(
     elif config.paths.models.value_head is None:
         frozen.say("critic: no stage 1, so the value head is fresh: its weights begin as the baseline's")
     learnt = None if verified else spread.to(frozen.hardware.device)
-    return Critic(head, learnt, stage, partial(_finish, settings, frozen.identity, head))
+    return Critic(head, learnt, stage, partial(_finish, settings, frozen.identity, head, frozen.hardware.world.main))
 
 
 def _saved_head(settings: Settings, frozen: Frozen) -> ValueHead:
@@ -174,14 +176,17 @@ def _saved_head(settings: Settings, frozen: Frozen) -> ValueHead:
     return load_value_head(Path(place), trunk=frozen.identity).to(frozen.hardware.device)
 
 
-def _finish(settings: Settings, trunk: str, head: ValueHead, progress: Progress, folder: Path) -> dict[str, JSON]:
+def _finish(
+    settings: Settings, trunk: str, head: ValueHead, main: bool, progress: Progress, folder: Path
+) -> dict[str, JSON]:
     """Judge and save the head that stage 1 has left; what the summary tells of it."""
     critic, pretrain = settings.recipe.critic, settings.recipe.pretrain
     assert critic is not None
     _useful(critic.on_useless, progress.last.get("eval_explained_variance"))
     if pretrain is None or not pretrain.save_value_head:
         return {"saved": None}
-    save_value_head(head, folder / "value_head", trunk=trunk)
+    if main:
+        save_value_head(head, folder / "value_head", trunk=trunk)
     return {"saved": str(folder / "value_head")}
 
 
@@ -213,7 +218,8 @@ def _stage(
     assert critic is not None
     assert pretrain is not None
     size = pretrain.batch_size or recipe.data.train.batch_size
-    batches = StateLoader(train[0].read, train[1], size, seed)
+    rank, ranks = hardware.world.rank, hardware.world.size
+    batches = StateLoader(train[0].read, train[1], size, seed, rank=rank, ranks=ranks)
     by_epochs = batches.total_batches(pretrain.num_epochs)
     total = min(by_epochs, pretrain.max_steps)
     return Stage(
@@ -231,7 +237,7 @@ def _stage(
         # With lambda 1 the targets are the rewards alone, and what is explained of them is no compliment to itself.
         held_out=(
             ValueObjective(gamma=critic.gamma, gae_lambda=1.0),
-            StateLoader(held_out[0].read, held_out[1], max(size, ENOUGH), seed, shuffle=False).batches,
+            StateLoader(held_out[0].read, held_out[1], max(size, ENOUGH), seed, False, rank, ranks).batches,
         ),
         eval_interval=min(recipe.train.eval_interval, batches.batches_per_epoch),
         hardware=hardware,

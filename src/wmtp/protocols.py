@@ -13,6 +13,29 @@ if TYPE_CHECKING:
     from wmtp.types import Batch, ModelOutput, Observation, StepOutput, TokenWeights, Verdict
 
 State = TypeVar("State")
+T = TypeVar("T")
+
+
+class Peers(Protocol):
+    """The processes of a run (`wmtp.training.distributed.World`). What they say, all have to say at the same point."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def share(self, value: T) -> T:
+        """The value that process 0 gave."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank."""
+        ...
 
 
 class TokenWeighting(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -12,8 +13,8 @@ from wmtp.data import Loader, TokenStore, load_tokenizer, pad_id
 from wmtp.data.reference import reference_losses
 from wmtp.data.state_loader import TokenRewards
 from wmtp.data.tokenize import check_same_tokens
-from wmtp.inputs import Context, examples_of, groups_of
-from wmtp.model import fetch_model, load_model, tokenizer_location
+from wmtp.inputs import Context, examples_of, groups_of, spread_model
+from wmtp.model import fetch_model, load_model, model_skeleton, tokenizer_location
 from wmtp.ops.weights import Scaling
 from wmtp.pretraining import identity_of
 from wmtp.protocols import TokenWeighting
@@ -92,16 +93,26 @@ def _rho1(context: Context, train: TokenStore, loader: Loader) -> Rho1:
 
 def _reference(context: Context, train: TokenStore, loader: Loader, *, live: bool) -> Callable[[Batch], Tensor]:
     """The reference model's loss for each token of a batch: looked up, or computed as training goes."""
-    config, hardware = context.settings.config, context.hardware
+    config, hardware, world = context.settings.config, context.hardware, context.hardware.world
     ref = config.paths.models.ref
     assert ref is not None, "checked with the settings"
-    path = fetch_model(ref, context.cache, "paths.models.ref")
-    examples = examples_of(context.settings, "train")
-    other = load_tokenizer(tokenizer_location(path))
-    check_same_tokens(context.tokenizer, other, examples, f"paths.models.ref: {ref}")
-    context.say(f"loading {ref}, the reference")
-    model = load_model(path, horizon=None, native_mtp="drop", seed=config.seed).to(hardware.device).eval()
-    model.requires_grad_(False)
+    with world.first():
+        path = fetch_model(ref, context.cache, "paths.models.ref")
+        examples = examples_of(context.settings, "train")
+        other = load_tokenizer(tokenizer_location(path))
+        check_same_tokens(context.tokenizer, other, examples, f"paths.models.ref: {ref}")
+    if world.main or (world.local_rank == 0 and not live):
+        context.say(f"loading {ref}, the reference")
+        whole = load_model(path, horizon=None, native_mtp="drop", seed=config.seed)
+    else:
+        whole = None
+    identity = world.share("" if whole is None else identity_of(whole, hardware))
+    skeleton = partial(model_skeleton, path, horizon=None)
+    if live:
+        model = spread_model(context.settings, whole, skeleton, hardware)
+    else:
+        model = skeleton() if whole is None else whole.to(hardware.device)
+    model.eval().requires_grad_(False)
 
     def losses(batch: Batch) -> Tensor:
         with hardware.autocast():
@@ -109,23 +120,26 @@ def _reference(context: Context, train: TokenStore, loader: Loader, *, live: boo
 
     if live:
         return losses
-    return reference_losses(
-        context.cache / "reference",
-        train,
-        losses,
-        model=identity_of(model, hardware),
-        pad_id=pad_id(context.tokenizer),
-        batch_size=hardware.micro_batch_size or loader.batch_size,
-        max_length=loader.max_length,
-        mask_prompt=loader.mask_prompt,
-        device=hardware.device,
-        say=context.say,
-    )
+    with world.first():
+        return reference_losses(
+            context.cache / "reference",
+            train,
+            losses,
+            model=identity,
+            pad_id=pad_id(context.tokenizer),
+            batch_size=hardware.micro_batch_size or loader.batch_size,
+            max_length=loader.max_length,
+            mask_prompt=loader.mask_prompt,
+            device=hardware.device,
+            say=context.say,
+        )
 
 
 def _diff(context: Context, train: TokenStore) -> Diff:
-    groups, longest = groups_of(context, "train"), context.settings.recipe.data.train.max_length
-    shares, documents = differences(groups, train, context.tokenizer, longest, context.cache / "tokens")
+    longest = context.settings.recipe.data.train.max_length
+    with context.hardware.world.first():
+        groups = groups_of(context, "train")
+        shares, documents = differences(groups, train, context.tokenizer, longest, context.cache / "tokens")
     if rest := len(train) - documents:
         context.say(
             f"diff-wmtp: {rest} of {len(train)} documents have no wrong program beside them: their weights are 1"

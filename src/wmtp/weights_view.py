@@ -16,7 +16,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from wmtp.assemble import make_hardware
+from wmtp.assemble import make_device, make_hardware
 from wmtp.data import Tokenizer, TokenStore, load_tokenizer
 from wmtp.data.collate import collate
 from wmtp.errors import CheckpointError, UserError
@@ -103,7 +103,7 @@ def _weigh_documents(
 ) -> tuple[list[int], list[tuple[Document, dict[str, Tensor]]], list[str]]:
     """Indices of the documents; each as it is shown and the sums of its metrics; what they and their weights are."""
     settings, recipe, config = ended.settings, ended.settings.recipe, ended.settings.config
-    cache, hardware, folder = cache_folder(config), make_hardware(config), str(ended.run / "model")
+    cache, hardware, folder = cache_folder(config), make_hardware(config, make_device(config)), str(ended.run / "model")
     tokenizer = load_tokenizer(folder)
     store = training_documents(settings, tokenizer, cache)
     chosen = _choose(store, sample, documents, config.seed)

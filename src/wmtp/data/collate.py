@@ -17,7 +17,7 @@ def collate(store: TokenStore, rows: Sequence[Sequence[int]], pad_id: int, mask_
 
     Args:
         store: the documents.
-        rows: for each of the B rows its documents; none is empty.
+        rows: for each of the B rows its documents; a row without any is all padding.
         pad_id: token that fills short rows; its label is `IGNORE` and its document -1.
         mask_prompt: whether prompt tokens are not learnt.
     """
@@ -25,7 +25,7 @@ def collate(store: TokenStore, rows: Sequence[Sequence[int]], pad_id: int, mask_
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     lengths = store.offsets[documents + 1] - store.offsets[documents]
     widths = np.bincount(row_of, weights=lengths, minlength=len(rows)).astype(np.int64)
-    B, S = len(rows), int(widths.max())
+    B, S = len(rows), max(1, int(widths.max()))
 
     starts = np.cumsum(lengths) - lengths  # of each document among all tokens of the batch
     row_starts = np.cumsum(widths) - widths
@@ -35,7 +35,8 @@ def collate(store: TokenStore, rows: Sequence[Sequence[int]], pad_id: int, mask_
     prompts = store.prompt_lengths[documents] if mask_prompt else np.zeros_like(documents)
 
     # Padding counts on from the row's last document: a row with one document then needs no attention mask.
-    last = lengths[np.cumsum(np.bincount(row_of)) - 1]
+    counts = np.bincount(row_of, minlength=len(rows))
+    last = np.append(lengths, 0)[np.where(counts, np.cumsum(counts) - 1, -1)]
     padding = np.arange(S) + (last - widths)[:, None]  # what stands before the padding is overwritten below
     flat = {
         "tokens": np.full(B * S, pad_id, dtype=np.int64),

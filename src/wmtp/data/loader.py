@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from wmtp.data.cache import TokenStore
 from wmtp.data.collate import collate
 from wmtp.types import Batch
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Loader:
@@ -23,13 +26,14 @@ class Loader:
 
     Attributes:
         store: the documents.
-        batch_size: rows of a batch, over all micro-batches and ranks; the last of an epoch may have fewer.
+        batch_size: rows of a batch, over all micro-batches and processes; the last of an epoch may have fewer.
         max_length: S at most. No document is longer.
         pack: several short documents in a row, else one a row.
         mask_prompt: whether prompt tokens are not learnt.
         pad_id: token that fills short rows.
         seed: of the order, with the epoch; >= 0.
         shuffle: false keeps one order, the same in every epoch (held-out data).
+        rank, ranks: which of how many processes this is. Each has its share of a batch's rows, see `share_of`.
     """
 
     store: TokenStore
@@ -40,6 +44,8 @@ class Loader:
     pad_id: int
     seed: int
     shuffle: bool = True
+    rank: int = 0
+    ranks: int = 1
     _plans: dict[int, list[list[int]]] = field(default_factory=dict[int, list[list[int]]], init=False, repr=False)
 
     @property
@@ -60,9 +66,9 @@ class Loader:
         return (step + 1) / self.batches_per_epoch, self.batch(*self.locate(step))
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch `index` of an epoch."""
+        """This process's share of batch `index` of an epoch."""
         start = index * self.batch_size
-        rows = self.plan(epoch)[start : start + self.batch_size]
+        rows = share_of(self.plan(epoch)[start : start + self.batch_size], self.rank, self.ranks, [])
         return collate(self.store, rows, self.pad_id, self.mask_prompt)
 
     def batches(self, epoch: int = 0) -> Iterator[Batch]:
@@ -84,6 +90,16 @@ class Loader:
             return [[document] for document in order.tolist()]
         rows = pack(self.store.lengths, order, self.max_length)
         return [rows[i] for i in random.permutation(len(rows)).tolist()] if self.shuffle else rows
+
+
+def share_of(rows: list[T], rank: int, ranks: int, nothing: T) -> list[T]:
+    """Rows `rank`, `rank + ranks`, ..; filled up with `nothing` where others have one more, so that all have as many.
+
+    Processes that share a model have to call it equally often.
+    """
+    most = -(-len(rows) // ranks)
+    own = rows[rank::ranks]
+    return own + [nothing] * (most - len(own))
 
 
 def pack(lengths: NDArray[np.int64], order: NDArray[np.int64], capacity: int) -> list[list[int]]:

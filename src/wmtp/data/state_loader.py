@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wmtp.data.cache import TokenStore, open_or_write, open_sealed, seal
+from wmtp.data.loader import share_of
 from wmtp.data.states import response_offsets
 from wmtp.ops.spread import TokenSpread, spread_reward
 from wmtp.types import Batch, StateBatch
+
+NOBODY = -1
+"""In the place of a document: there is none."""
 
 
 def open_or_build_rewards(folder: Path, key: str, build: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -105,9 +109,10 @@ class StateLoader:
         read: [B,S,D] hidden states of the responses of some documents, zeros behind the shorter ones
             (`StateStore.read`).
         rewards: of their tokens.
-        batch_size: documents in a batch, over all micro-batches and ranks; the last of an epoch may have fewer.
+        batch_size: documents in a batch, over all micro-batches and processes; the last of an epoch may have fewer.
         seed: of the order, with the epoch; >= 0.
         shuffle: false keeps one order, the same in every epoch (held-out data).
+        rank, ranks: which of how many processes this is; each has its share of a batch (`loader.share_of`).
     """
 
     read: Callable[[Sequence[int]], Tensor]
@@ -115,6 +120,8 @@ class StateLoader:
     batch_size: int
     seed: int
     shuffle: bool = True
+    rank: int = 0
+    ranks: int = 1
     _orders: dict[int, list[int]] = field(default_factory=dict[int, list[int]], init=False, repr=False)
 
     def __len__(self) -> int:
@@ -134,15 +141,19 @@ class StateLoader:
         return (step + 1) / self.batches_per_epoch, self.batch(*divmod(step, self.batches_per_epoch))
 
     def batch(self, epoch: int, index: int) -> StateBatch:
-        """Batch `index` of an epoch."""
+        """This process's share of batch `index` of an epoch."""
         chosen = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        hidden = self.read(chosen)
-        documents = torch.tensor(chosen)[:, None]
-        starts = self.rewards.offsets[documents]
+        own = share_of(chosen, self.rank, self.ranks, NOBODY)
+        documents = torch.tensor(own)[:, None]
+        hidden = self.read([chosen[0] if document == NOBODY else document for document in own])
+        known = documents.clamp_min(0)
+        starts = self.rewards.offsets[known]
         place = torch.arange(hidden.shape[1])
-        inside = place < self.rewards.offsets[documents + 1] - starts
+        inside = (place < self.rewards.offsets[known + 1] - starts) & (documents != NOBODY)
         rewards = self.rewards.values[torch.where(inside, starts + place, 0)]
-        return StateBatch(hidden, torch.where(inside, rewards, 0.0), torch.where(inside, documents, -1))
+        if NOBODY in own:
+            hidden = hidden.masked_fill((documents == NOBODY)[..., None], 0.0)
+        return StateBatch(hidden, torch.where(inside, rewards, 0.0), torch.where(inside, documents, NOBODY))
 
     def batches(self, epoch: int = 0) -> Iterator[StateBatch]:
         """All batches of an epoch."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -25,10 +26,11 @@ from wmtp.evaluate.problems import Problem, content_hash
 from wmtp.evaluate.prompts import Protocol
 from wmtp.evaluate.sandbox import Sandbox
 from wmtp.evaluate.scores import exact_match
-from wmtp.evaluate.self_check import judge_one, programs, self_check
+from wmtp.evaluate.self_check import SelfCheck, judge_one, programs, self_check
 from wmtp.evaluate.summary import Row, passed, summary_of
 from wmtp.evaluate.verdict import Verdict
 from wmtp.model import MTPModel
+from wmtp.protocols import Peers
 from wmtp.types import JSON
 
 Watch = Callable[[str, int, int, str], None]
@@ -100,7 +102,9 @@ class _Wanted:
         return f"{self.problem.id} {self.temperature} {self.sample}"
 
 
-def evaluate(task: Task, writer: Writer, sandbox: Sandbox, samples: Path, watch: Watch) -> dict[str, JSON]:
+def evaluate(
+    task: Task, writer: Writer, sandbox: Sandbox, samples: Path, watch: Watch, peers: Peers | None = None
+) -> dict[str, JSON]:
     """Sample, judge and score.
 
     Args:
@@ -109,6 +113,7 @@ def evaluate(task: Task, writer: Writer, sandbox: Sandbox, samples: Path, watch:
         sandbox: where the answers run.
         samples: JSONL file that has or gets a row per program.
         watch: see `Watch`.
+        peers: processes that have the same model and task: each samples a part, and all give the whole result.
 
     Returns:
         The task's part of `eval.json` (docs/evaluation.md).
@@ -120,18 +125,27 @@ def evaluate(task: Task, writer: Writer, sandbox: Sandbox, samples: Path, watch:
     workers = os.cpu_count() or 1
     name = task.source
     total = programs(task.problems)
-    check = self_check(
-        task.problems, sandbox, workers=workers, watch=lambda done: watch(f"checking {name}", done, total, "")
-    )
+
+    def check_tests() -> SelfCheck:
+        told = partial(watch, f"checking {name}")
+        return self_check(task.problems, sandbox, workers=workers, watch=lambda done: told(done, total, ""))
+
+    check = check_tests() if peers is None else peers.share(check_tests() if peers.rank == 0 else None)
+    assert check is not None, "process 0 has checked"
     problems = [problem for problem in task.problems if problem.id not in check.bad]
     if not problems:
         raise DataError(f"{name}: the tests of none of the problems can be believed:\n" + "\n".join(check.lines(name)))
     wanted = list(_wanted(task, problems, writer, sandbox))
     rows = _read(samples, {w.key for w in wanted})
     reused = len(rows)
-    for row in _sample(task, writer, sandbox, [w for w in wanted if w.key not in rows], samples, workers):
+    own = samples if peers is None or peers.rank == 0 else _file_of(samples, peers.rank)
+    mine = wanted if peers is None else wanted[peers.rank :: peers.size]
+    rows |= _read(own, {w.key for w in mine})
+    for row in _sample(task, writer, sandbox, [w for w in mine if w.key not in rows], own, workers):
         rows[row["key"]] = row
         watch(f"evaluating {name}", len(rows), len(wanted), f"{sum(map(passed, rows.values()))} passed")
+    if peers is not None:
+        rows = _merged(rows, samples, peers)
     by_problem: dict[float, dict[str, list[Row]]] = {t: {} for t in task.temperatures}
     for w in wanted:
         by_problem[w.temperature].setdefault(w.problem.id, []).append(rows[w.key])
@@ -157,6 +171,25 @@ def evaluate(task: Task, writer: Writer, sandbox: Sandbox, samples: Path, watch:
         "samples": {"file": samples.name, "rows": len(rows), "reused": reused},
         "seconds": round(monotonic() - began, 1),
     }
+
+
+def _file_of(samples: Path, rank: int) -> Path:
+    """Where a process other than the first keeps its rows until all are put together."""
+    return samples.with_name(f"{samples.stem}.process-{rank}{samples.suffix}")
+
+
+def _merged(rows: dict[str, Row], samples: Path, peers: Peers) -> dict[str, Row]:
+    """Together: everybody's rows; those of other processes go into the one file."""
+    everybody = peers.gather(rows)
+    merged = {key: row for some in everybody for key, row in some.items()}
+    if peers.rank == 0:
+        with samples.open("a", encoding="utf-8") as file:
+            for key in merged.keys() - rows.keys():
+                if merged[key]["outcome"] != "box_error":
+                    file.write(json.dumps(merged[key]) + "\n")
+    peers.gather(None)  # until they are there, each process's own file holds them
+    _file_of(samples, peers.rank).unlink(missing_ok=True)
+    return merged
 
 
 def _wanted(task: Task, problems: Sequence[Problem], writer: Writer, sandbox: Sandbox) -> Iterator[_Wanted]:

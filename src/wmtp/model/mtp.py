@@ -52,6 +52,11 @@ class Trunk(Protocol):
     unembedding: nn.Linear
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, the last one included."""
+        ...
+
+    @property
     def window(self) -> int | None:
         """How many tokens the model was made for, None if it does not say."""
         ...
@@ -135,7 +140,8 @@ class MTPModel(nn.Module):
             of_rows = targets.permute(2, 0, 1)[chosen]
             values = linear_cross_entropy(rows, weight, bias, of_rows, drops_targets=self.drops_targets)
             ce = ce.permute(2, 0, 1).masked_scatter(chosen, values).permute(1, 2, 0)
-        return ModelOutput(ce=ce, targets=targets, hidden=trunk.hidden.detach())
+        # FSDP hangs a hook on what a model returns, which a view could lose.
+        return ModelOutput(ce=ce.clone(), targets=targets, hidden=trunk.hidden.detach())
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
@@ -151,6 +157,10 @@ class MTPModel(nn.Module):
         values = linear_cross_entropy(trunk.hidden[valid], weight, bias, targets[valid])
         losses[:, 1:] = losses[:, :-1].masked_scatter(valid[:, :-1], values)
         return losses
+
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers of the trunk, then heads 2..H: what is computed, and spread over processes, one by one."""
+        return [*self._trunk.layers, *self.heads]
 
     def train_trunk(self, on: bool) -> None:
         """Whether the trunk learns (its norm and unembedding with it), or heads 2..H alone."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -53,6 +54,12 @@ class CausalTrunk(nn.Module):
             )
         # Not registered as submodules a second time: they belong to `lm`, and each weight has one name.
         self._parts = (layers[0][-1], norms[0], unembedding)
+        self._layers = list(layers[0])
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, the last one included."""
+        return self._layers
 
     @property
     def last_layer(self) -> nn.Module:
@@ -231,6 +238,19 @@ def load_trunk(folder: Path | str, *, native_mtp: Literal["refuse", "drop"], see
     trunk = CausalTrunk(lm, name)
     trunk.check()
     return trunk
+
+
+def empty_trunk(folder: Path | str) -> CausalTrunk:
+    """The trunk that `load_trunk` gives for `folder`, without values (on the meta device)."""
+    if str(folder) == BUILTIN_TINY:
+        config: Any = LlamaConfig(**cast(Any, tiny_config()))
+    else:
+        place, gguf_file = gguf_of(Path(folder))
+        options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+        config = cast(Any, AutoConfig).from_pretrained(place, trust_remote_code=False, **options)
+    with torch.device("meta"):
+        lm = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    return CausalTrunk(lm, str(folder))
 
 
 def load_classifier(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

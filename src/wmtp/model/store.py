@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import fsspec
+import torch
 from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from wmtp.errors import ModelError
 from wmtp.model.builtin import BUILTIN_TINY, tokenizer_file
 from wmtp.model.files import HEADS_FILE, read_meta, whole_folder, write_meta
 from wmtp.model.mtp import HeadKind, MTPModel
-from wmtp.model.pretrained import CausalTrunk, load_trunk, save_trunk
+from wmtp.model.pretrained import CausalTrunk, empty_trunk, load_trunk, save_trunk
 
 
 class SavesItself(Protocol):
@@ -120,6 +123,24 @@ def load_model(
     if meta is not None and meta["horizon"] > 1:
         model.heads.load_state_dict(load_file(Path(path) / HEADS_FILE))
     return model
+
+
+def model_skeleton(path: str, *, horizon: int | None, head: HeadKind = "transformer", detach_heads: bool = False) -> MTPModel:
+    """The model that `load_model` gives, without values (on the meta device)."""
+    meta = read_meta(Path(path), verify=False) if Path(path).is_dir() else None
+    if horizon is None:
+        horizon, head = (int(meta["horizon"]), meta["head"]) if meta is not None else (1, head)
+    with torch.device("meta"):
+        return MTPModel(empty_trunk(path), horizon, head, detach_heads=detach_heads)
+
+
+def model_of(weights: Mapping[str, Tensor], skeleton: MTPModel) -> MTPModel:
+    """`skeleton` (see `model_skeleton`) with `weights`, to be saved. A value head among them is left out."""
+    assert isinstance(skeleton.trunk, CausalTrunk)
+    own = {name: value for name, value in weights.items() if not name.startswith("value_head.")}
+    skeleton.load_state_dict(own, assign=True)
+    skeleton.trunk.lm.tie_weights()
+    return skeleton
 
 
 def save_model(model: MTPModel, tokenizer: SavesItself, folder: Path) -> None:

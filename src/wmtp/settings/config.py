@@ -50,10 +50,13 @@ class Checkpoints(Section):
     """Checkpoints of a run."""
 
     base_path: NonEmpty | None = Field(
-        default=None, description="folder for checkpoints; null: inside the run's folder"
+        default=None, description="folder or URL (s3://..) for checkpoints; null: inside the run's folder"
     )
     save_interval: Count | None = Field(default=None, description="steps between two; null: the recipe's")
     keep_last: Count = Field(default=3, description="newest checkpoints that are kept, beside the best")
+    background: bool = Field(
+        default=True, description="write while training goes on, from a copy in the CPU's memory; false: wait for it"
+    )
     save_final: bool = Field(default=True, description="whether the last step is saved whatever the interval")
 
 
@@ -76,6 +79,38 @@ class Mlflow(Section):
     registry_uri: NonEmpty | None = Field(default=None, description="model registry; null: that of tracking_uri")
 
 
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Distributed(Section):
+    """How the processes of a run talk to each other; nothing here matters to a run of one process."""
+
+    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on CUDA, else gloo")
+    start_timeout: Seconds = Field(default=1800, description="seconds that a process waits for the others at first")
+    timeout: Seconds = Field(default=120, description="seconds that it waits once training goes: then one is lost")
+    save_wait: Seconds = Field(
+        default=600, description="seconds that a checkpoint waits for the one before to be written, or is left out"
+    )
+
+
+class Fsdp(Section):
+    """How weights, gradients and optimizer are spread over processes (FSDP2); not at all where there is one."""
+
+    sharding: Literal["full", "hybrid", "none"] = Field(
+        default="full", description="full: over all processes; hybrid: within groups; none: each has a whole copy"
+    )
+    shard_size: Count | None = Field(
+        default=None, description="hybrid: processes that share one copy; null: those of one machine"
+    )
+    param_dtype: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="what weights are gathered in; auto: bf16 for bf16 on CUDA, else fp32"
+    )
+    cpu_offload: bool = Field(default=False, description="keep shards in the CPU's memory (CUDA)")
+    reshard_after_forward: bool = Field(
+        default=True, description="free a layer's gathered weights until the backward pass needs them"
+    )
+
+
 class Devices(Section):
     """What of this machine is used; none of it changes what is computed, but for rounding."""
 
@@ -83,10 +118,15 @@ class Devices(Section):
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="precision of forward and backward; auto: bf16 on CUDA, fp32 elsewhere"
     )
-    num_proc: int = Field(default=1, ge=1, le=1, description="processes of the run; one in this version")
+    num_proc: Count = Field(default=1, description="processes that `wmtp train` starts; torchrun starts its own")
     micro_batch_size: Count | None = Field(
-        default=None, description="rows per forward pass, to save memory; null: the whole batch"
+        default=None, description="rows per forward pass of a process, to save memory; null: all that it has"
     )
+    activation_checkpointing: bool = Field(
+        default=False, description="keep each layer's input alone for the backward pass: less memory, a third more time"
+    )
+    distributed: Distributed = Field(default=Distributed(), description="how processes talk to each other")
+    fsdp: Fsdp = Field(default=Fsdp(), description="how weights are spread over processes")
 
 
 class Config(Section):

@@ -17,8 +17,6 @@ ALIASES = {
 RETIRED = {
     ("train", "stage1"): "moved to top-level `pretrain`",
     ("critic", "pretrainer"): "moved to top-level `pretrain`",
-    ("devices", "distributed"): "not in this version: wmtp runs as one process; remove the key",
-    ("devices", "fsdp"): "not in this version: wmtp runs as one process; remove the key",
 }
 """Key path -> cure, for keys that people know from earlier recipes or other tools."""
 

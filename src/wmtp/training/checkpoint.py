@@ -3,8 +3,11 @@
 `step-00001200/` holds the tensors as `torch.distributed.checkpoint` writes them, `run_state.json`, and a
 manifest with a hash of every file. It is made under a temporary name, the manifest last, and then renamed.
 
-Limits. For resuming one's own run only: `.metadata` is a pickle. One process writes, and holds the run's
-lock. Saving blocks: training waits for the disk.
+Several processes write one checkpoint, each its own shards, into a folder that all of them see; the main one names
+and publishes it. What fails on one of them fails on all, with the same message.
+
+Limits. For resuming one's own run only: `.metadata` is a pickle. Nobody else writes there: the main process holds the
+run's lock.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from wmtp.errors import CheckpointError
-from wmtp.training.manifest import find_damage, write_manifest
+from wmtp.training.distributed import ALONE, World, local
+from wmtp.training.manifest import Entries, find_damage, hash_files, write_manifest
 from wmtp.training.run_folder import sync_folder, write_text_synced
 from wmtp.types import JSON
 
@@ -67,8 +71,9 @@ def save(
     say: Say,
     keep_last: int | None = None,
     protect: Collection[int] = (),
+    world: World = ALONE,
 ) -> Path:
-    """Writes checkpoint `root/step-<step>`, then prunes.
+    """Together: writes checkpoint `root/step-<step>`, then prunes.
 
     A whole checkpoint that is already there under this step is left as it is: a run's step has one state,
     and a run that goes back must `discard_after` first. A damaged one is replaced.
@@ -76,62 +81,59 @@ def save(
     Args:
         root: the run's folder of checkpoints; made if need be.
         step: names the checkpoint.
-        tensors: groups of named tensors, on any device. Plain values belong into `run_state`.
-        run_state: what else resuming needs. Non-finite floats come back as they are.
+        tensors: groups of named tensors, on any device, whole or sharded. Plain values belong into `run_state`.
+        run_state: what else resuming needs; the main process's counts. Non-finite floats come back as they are.
         say: told of old checkpoints that can't be deleted, which does not stop the run.
         keep_last: how many of the newest to keep, >= 1; None keeps all.
         protect: steps never deleted (the best).
+        world: the processes that hold `tensors`.
 
     Raises:
         CheckpointError: it can't be written. What was there before is untouched, what was begun is removed.
     """
     path = root / f"step-{step:08d}"
-    if path.exists() and find_damage(path) is None:
+    if world.share(path.exists()) and _damage(path, world) is None:
         return path
     flat = dict(_flatten(tensors))
-    needed = int(_SPARE * sum(tensor.nbytes for tensor in flat.values()))
-    temporary = _temporary(path)
+    needed = sum(world.gather(int(_SPARE * sum(local(tensor).nbytes for tensor in flat.values()))))
+    temporary = world.share(_temporary(path))
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(root).free < needed:
-            _refuse(root, "the disk is full", needed)
-        _write(temporary, flat, run_state)
-        if path.exists():
-            _delete(path)
-        temporary.rename(path)
-        sync_folder(root)
+        world.together(lambda: _make_room(root, needed))
+        _write(temporary, flat, run_state, world)
+        world.together(lambda: _publish(temporary, path) if world.main else None)
     except OSError as error:
         _refuse(root, str(error), needed, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if keep_last is not None:
+    if keep_last is not None and world.main:
         prune(root, keep_last, {step, *protect}, say)
     return path
 
 
-def newest_valid(root: Path, say: Say) -> Checkpoint | None:
-    """The newest checkpoint under `root` whose every file is intact, or None where there has never been one.
+def newest_valid(root: Path, say: Say, world: World = ALONE) -> Checkpoint | None:
+    """Together: the newest checkpoint under `root` whose every file is intact, or None where there has never been one.
 
     Args:
         root: the run's folder of checkpoints.
         say: told which newer checkpoints are damaged, in which file, and how.
+        world: the processes that share the work of looking at the files.
 
     Raises:
         CheckpointError: there are checkpoints, all of them damaged. Starting anew is for the user to decide.
     """
-    folders = _folders(root)
-    for step, folder in reversed(folders):
-        damage = find_damage(folder)
+    found = world.share(folders(root))
+    for step, folder in reversed(found):
+        damage = _damage(folder, world)
         if damage is None:
             return _opened(folder, step)
         say(f"checkpoint {folder.name} is damaged and not used: {damage}")
-    if folders:
+    if found:
         raise CheckpointError(f"{root}: every checkpoint is damaged; remove the folder to start anew")
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in folder `path`, verified.
+def open_checkpoint(path: Path, world: World = ALONE) -> Checkpoint:
+    """Together: the checkpoint in folder `path`, verified.
 
     Raises:
         CheckpointError: it is none, or damaged; names the file.
@@ -139,14 +141,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
     name = _NAME.fullmatch(path.name)
     if name is None:
         raise CheckpointError(f"{path} is not a checkpoint: those are folders named like step-00001200")
-    damage = find_damage(path)
+    damage = _damage(path, world)
     if damage is not None:
         raise CheckpointError(f"checkpoint {path} is damaged: {damage}")
     return _opened(path, int(name[1]))
 
 
-def read_tensors(checkpoint: Checkpoint, only: str = "") -> dict[str, dict[str, Tensor]]:
-    """The tensors that were saved, bit for bit, on the CPU: in groups as given to `save`, or the group `only`.
+def whole(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU for what is saved under `key`."""
+    del key
+    return torch.empty(shape, dtype=dtype)
+
+
+def read_tensors(
+    checkpoint: Checkpoint, only: str = "", like: Callable[[str, torch.Size, torch.dtype], Tensor] = whole
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors that were saved, bit for bit: in groups as given to `save`, or the group `only`.
+
+    Args:
+        checkpoint: verified.
+        only: what keys ("model/norm.weight") begin with.
+        like: makes the tensor that a saved one is read into; of a sharded one this process's part is read.
 
     Raises:
         CheckpointError: this torch can't read it.
@@ -154,11 +169,7 @@ def read_tensors(checkpoint: Checkpoint, only: str = "") -> dict[str, dict[str, 
     reader = FileSystemReader(checkpoint.path)
     try:
         saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
-        flat = {
-            key: torch.empty(meta.size, dtype=meta.properties.dtype)
-            for key, meta in saved.items()
-            if key.startswith(only)
-        }
+        flat = {key: like(key, meta.size, meta.properties.dtype) for key, meta in saved.items() if key.startswith(only)}
         with _plain_errors():
             state_dict_loader.load(flat, storage_reader=reader, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:
@@ -182,10 +193,10 @@ def prune(root: Path, keep_last: int, protect: Collection[int], say: Say) -> Non
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; it must be at least 1")
-    folders = _folders(root)
-    finished = [step for step, folder in folders if find_damage(folder, lengths_only=True) is None]
+    found = folders(root)
+    finished = [step for step, folder in found if find_damage(folder, lengths_only=True) is None]
     kept = {*finished[-keep_last:], *protect}
-    doomed = [folder for step, folder in folders if finished and step not in kept]
+    doomed = [folder for step, folder in found if finished and step not in kept]
     doomed += [entry for entry in root.glob("step-*") if _UNFINISHED.fullmatch(entry.name)]
     for folder in doomed:
         try:
@@ -201,26 +212,59 @@ def discard_after(root: Path, step: int) -> None:
         CheckpointError: one can't be deleted.
     """
     try:
-        for later, folder in _folders(root):
+        for later, folder in folders(root):
             if later > step:
                 _delete(folder)
     except OSError as error:
         raise CheckpointError(f"{root}: later checkpoints can't be deleted: {error}") from error
 
 
-def _write(folder: Path, flat: dict[str, Tensor], run_state: Mapping[str, JSON]) -> None:
+def _write(folder: Path, flat: dict[str, Tensor], run_state: Mapping[str, JSON], world: World) -> None:
     """Fills the new folder and waits until the disk has all of it."""
     # One thread: with more, torch 2.13 loses an error of the others and reports success (a "saved" checkpoint
     # without its tensors). Waiting for the disk is left to the manifest, which hashes meanwhile.
     writer = FileSystemWriter(folder, thread_count=1, sync_files=False, overwrite=False)
     with _plain_errors():
-        state_dict_saver.save(flat, storage_writer=writer, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
-    write_text_synced(folder / _RUN_STATE, json.dumps(run_state, indent=1) + "\n")
-    write_manifest(folder)
+        state_dict_saver.save(  # pyright: ignore[reportUnknownMemberType]
+            flat, storage_writer=writer, process_group=world.group, no_dist=world.size == 1
+        )
+
+    def finish() -> Entries:
+        if world.main:
+            write_text_synced(folder / _RUN_STATE, json.dumps(run_state, indent=1) + "\n")
+        return hash_files(own_files(folder, world))
+
+    entries = {name: entry for some in world.together(finish) for name, entry in some.items()}
+    world.together(lambda: write_manifest(folder, entries) if world.main else None)
 
 
-def _folders(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all that is named like a checkpoint, oldest first."""
+def own_files(folder: Path, world: World) -> list[Path]:
+    """The files of a checkpoint that this process has written; all of them if it is alone. The manifest is none."""
+    shards = sorted(folder.glob(f"__{world.rank}_*.distcp"))
+    return [*shards, folder / ".metadata", folder / _RUN_STATE] if world.main else shards
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    if path.exists():
+        _delete(path)
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def _make_room(root: Path, needed: int) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(root).free < needed:
+        raise OSError("the disk is full")
+
+
+def _damage(folder: Path, world: World) -> str | None:
+    """Together: what is wrong with the folder's files, None if nothing; each process looks at some."""
+    found = world.gather(find_damage(folder, rank=world.rank, ranks=world.size))
+    return "; ".join(dict.fromkeys(filter(None, found))) or None
+
+
+def folders(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all in `root` that is named like a checkpoint, whole or not, oldest first."""
     names = ((_NAME.fullmatch(entry.name), entry) for entry in root.glob("step-*"))
     return sorted((int(name[1]), entry) for name, entry in names if name is not None)
 

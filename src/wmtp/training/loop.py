@@ -4,6 +4,9 @@ A stage differs from another in its objective, its data and its stopping rule, a
 iteration either takes a step or settles the one taken: evaluates if due, asks the stopping rule, records, saves. What
 is not settled yet is part of the saved state, so a run may be cut off anywhere and goes on as if nothing had happened:
 data order, learning rate and random numbers are functions of the step alone.
+
+Several processes run this loop side by side. What they decide by has been added up over all of them first, so that
+they decide alike: to stop, to evaluate, to save, to leave.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch.optim import Optimizer
 from wmtp.errors import PreemptedError
 from wmtp.protocols import Objective, RowsT
 from wmtp.stopping import EarlyStopping
-from wmtp.training.optim import Tensors, load_tensors_into, load_weights_into, tensors_of
+from wmtp.training.optim import Like, Tensors, like_parameters, load_tensors_into, load_weights_into, tensors_of
 from wmtp.training.step import Hardware, evaluate, make_scaler, train_step
 from wmtp.types import JSON, Observation, Verdict
 
@@ -85,7 +88,8 @@ class Progress:
         step: updates made.
         epoch: epochs done, a fraction between two ends.
         tokens: tokens seen, padding not counted.
-        seconds: spent in the stage, over all processes that worked on it; `step_seconds`: in updates alone.
+        seconds: spent in the stage before its newest update was made, over all times that it was resumed;
+            `step_seconds`: in updates alone.
         pending: metrics of a step that is not settled yet. Before the first step there is the held-out loss to measure.
         first, last: metrics of the first and the newest settled step, held-out ones kept until measured anew.
         best_step, best_value: of the stopper's monitor, at evaluations.
@@ -123,15 +127,17 @@ class RunLog(Protocol):
         """Whether the settings want a checkpoint at this step, which may be the stage's last."""
         ...
 
-    def save(self, stage: str, step: int, tensors: Tensors, state: dict[str, JSON], best: int | None) -> None:
-        """Save a checkpoint; delete old ones, but never that of step `best`."""
+    def save(
+        self, stage: str, step: int, tensors: Tensors, state: dict[str, JSON], best: int | None, *, wait: bool
+    ) -> None:
+        """Save a checkpoint, with `wait` before this returns; delete old ones, but never that of step `best`."""
         ...
 
-    def restore(self, stage: str) -> tuple[Tensors, Mapping[str, Any]] | None:
-        """Tensors and state of the newest valid checkpoint, None to start afresh."""
+    def restore(self, stage: str, like: Like) -> tuple[Tensors, Mapping[str, Any]] | None:
+        """Tensors and state of the newest valid checkpoint, None to start afresh; `like`: see `like_parameters`."""
         ...
 
-    def weights_at(self, stage: str, step: int) -> dict[str, Tensor] | None:
+    def weights_at(self, stage: str, step: int, like: Like) -> dict[str, Tensor] | None:
         """Weights in the checkpoint of `step`, None if it is gone or damaged."""
         ...
 
@@ -151,27 +157,32 @@ def fit(stage: Stage[Any], run: RunLog) -> Progress:
     now = _restore(stage, run, scaler)
     run.begin(stage, now)
     stage.model.train()
+    begun, leave = time.monotonic() - now.seconds, False
     while not now.reason:
-        started = time.monotonic()
-        if run.preempted():
-            _save(stage, run, now, scaler)
+        if leave:
+            _save(stage, run, now, scaler, wait=True)
             raise PreemptedError(f"asked to leave at step {now.step} of stage {stage.name}; saved")
-        if now.pending is None:
-            _take_step(stage, now, scaler)
-        else:
-            _settle(stage, run, now, scaler)
-        now.seconds += time.monotonic() - started
+        leave = _take_step(stage, run, now, scaler, begun) if now.pending is None else _settle(stage, run, now, scaler)
+    now.seconds = time.monotonic() - begun
     if stage.restore_best and now.best_step not in (None, now.step):
         _load_best(stage, run, now)
     return now
 
 
-def _take_step(stage: Stage[Any], now: Progress, scaler: torch.amp.GradScaler) -> None:
-    started = time.monotonic()
+def _take_step(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler, begun: float) -> bool:
+    """One update; whether a signal asked any process to leave."""
+    started, main = time.monotonic(), stage.hardware.world.main
     epoch, batch = stage.batches.at(now.step)
     if stage.before_step is not None:
         stage.before_step(now.step)
-    torch.manual_seed(stage.seed * 1_000_003 + now.step)  # dropout: a function of the step, not of the history
+    # Dropout is a function of the step and the process, not of the history.
+    torch.manual_seed((stage.seed * 1_000_003 + now.step) * 1009 + stage.hardware.world.rank)
+
+    def tell() -> dict[str, float]:
+        # Clocks differ, and a rule may look at them: the main process's counts.
+        seconds = time.monotonic() - begun if main else 0.0
+        return {"tokens": float((batch.documents >= 0).sum()), "seconds": seconds, "leave": float(run.preempted())}
+
     metrics = train_step(
         stage.model,
         stage.objective,
@@ -181,22 +192,26 @@ def _take_step(stage: Stage[Any], now: Progress, scaler: torch.amp.GradScaler) -
         stage.hardware,
         lr_factor=stage.lr_factor(now.step),
         grad_clip=stage.grad_clip,
+        tell=tell,
     )
+    now.tokens += int(metrics.pop("tokens"))
+    now.seconds, leave = metrics.pop("seconds"), metrics.pop("leave") > 0
     now.pending, now.memory = stage.objective.derive(metrics, now.memory)
     now.step, now.epoch = now.step + 1, epoch
-    now.tokens += int((batch.documents >= 0).sum())
     now.step_seconds += time.monotonic() - started
+    return leave
 
 
-def _settle(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> None:
-    """Evaluate if due, decide, record, save. Changes nothing if a signal interrupts the evaluation."""
+def _settle(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> bool:
+    """Evaluate if due, decide, record, save; on every process the same. True, and nothing is changed, if a signal
+    interrupts the evaluation."""
     assert now.pending is not None
     metrics = dict(now.pending)
     done = now.step >= stage.total_steps
     if evaluated := now.step % stage.eval_interval == 0 or done:
         held_out = _evaluate(stage, run)
         if held_out is None:
-            return
+            return True
         metrics |= held_out
     verdict = stage.stopper.observe(
         Observation(now.step, metrics, now.epoch, now.tokens, now.seconds, stage.total_steps)
@@ -212,7 +227,8 @@ def _settle(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.Gra
     now.first = now.first or dict(metrics)
     run.record(stage, now, metrics, verdict)
     if run.save_due(now.step, ended=bool(now.reason)) or (new_best and stage.restore_best):
-        _save(stage, run, now, scaler)
+        _save(stage, run, now, scaler, wait=bool(now.reason))
+    return False
 
 
 def _evaluate(stage: Stage[Any], run: RunLog) -> dict[str, float] | None:
@@ -230,18 +246,18 @@ def _note_best(now: Progress, value: float | None) -> bool:
     return True
 
 
-def _save(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler) -> None:
+def _save(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler, *, wait: bool) -> None:
     state: dict[str, JSON] = {
         "progress": asdict(now),
         "stopper": stage.stopper.get_state(),
         "scaler": scaler.state_dict(),
     }
     best = now.best_step if stage.restore_best else None
-    run.save(stage.name, now.step, tensors_of(stage.model, stage.optimizer), state, best)
+    run.save(stage.name, now.step, tensors_of(stage.model, stage.optimizer), state, best, wait=wait)
 
 
 def _restore(stage: Stage[Any], run: RunLog, scaler: torch.amp.GradScaler) -> Progress:
-    found = run.restore(stage.name)
+    found = run.restore(stage.name, like_parameters(stage.model))
     if found is None:
         return Progress()
     tensors, state = found
@@ -260,6 +276,6 @@ def _restore(stage: Stage[Any], run: RunLog, scaler: torch.amp.GradScaler) -> Pr
 
 def _load_best(stage: Stage[Any], run: RunLog, now: Progress) -> None:
     assert now.best_step is not None
-    best = run.weights_at(stage.name, now.best_step)
+    best = run.weights_at(stage.name, now.best_step, like_parameters(stage.model))
     if best is not None:
         load_weights_into(stage.model, best)

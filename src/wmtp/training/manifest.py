@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -19,35 +19,42 @@ from wmtp.training.run_folder import sync_folder, write_text_synced
 
 MANIFEST = "manifest.json"
 
-_Entries: TypeAlias = Mapping[str, Mapping[str, int | str]]
+
+Entries: TypeAlias = "dict[str, dict[str, int | str]]"
+"""File name -> its size and hash."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Waits until the disk has every file in `folder`, hashes them meanwhile, and writes the manifest."""
-    files = sorted(folder.iterdir())
+def hash_files(files: Sequence[Path]) -> Entries:
+    """Waits until the disk has the files, and hashes them meanwhile."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         synced = [pool.submit(_sync, file) for file in files]
         hashes = pool.map(_sha256, files)
-        entries = {
+        entries: Entries = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256}
             for file, sha256 in zip(files, hashes, strict=True)
         }
         for done in synced:
             done.result()
+    return entries
+
+
+def write_manifest(folder: Path, entries: Entries) -> None:
+    """Writes the manifest of `folder`, given `hash_files` of all files in it."""
     write_text_synced(folder / MANIFEST, _text(entries))
     sync_folder(folder)
 
 
-def find_damage(folder: Path, *, lengths_only: bool = False) -> str | None:
+def find_damage(folder: Path, *, lengths_only: bool = False, rank: int = 0, ranks: int = 1) -> str | None:
     """What is wrong with the files in `folder`, each by name; None if they are as the manifest says.
 
     Args:
         folder: one that `write_manifest` has seen. Files added since don't matter.
         lengths_only: don't read the files, so that a change which keeps the length goes unnoticed.
+        rank, ranks: look at every `ranks`-th file alone, where so many processes share the work.
     """
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
-        entries: _Entries = json.loads(text)["files"]
+        entries: Entries = json.loads(text)["files"]
         intact = text == _text(entries)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -60,10 +67,10 @@ def find_damage(folder: Path, *, lengths_only: bool = False) -> str | None:
         return _file_damage(folder / name, entries[name], lengths_only)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return "; ".join(filter(None, pool.map(check, entries))) or None
+        return "; ".join(filter(None, pool.map(check, sorted(entries)[rank::ranks]))) or None
 
 
-def _text(entries: _Entries) -> str:
+def _text(entries: Mapping[str, Mapping[str, int | str]]) -> str:
     """The manifest to the byte. Its own hash tells a damaged manifest from a damaged file."""
     own = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
     return json.dumps({"format": 1, "files": entries, "sha256": own}, indent=1, sort_keys=True) + "\n"

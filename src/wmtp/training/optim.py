@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from wmtp.errors import CheckpointError
@@ -90,6 +91,24 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> Tensors:
     for name, p in named.items():
         state |= {f"{name}/{key}": value for key, value in optimizer.state.get(p, {}).items() if value is not None}
     return {"model": {name: p.detach() for name, p in named.items()}, "optimizer": state}
+
+
+Like: TypeAlias = "Callable[[str, torch.Size, torch.dtype], Tensor]"
+"""A new tensor for what a checkpoint holds under a key such as "model/norm.weight", given its whole shape."""
+
+
+def like_parameters(model: nn.Module) -> Like:
+    """Tensors to read a checkpoint of `tensors_of` into: each sharded as the parameter that it is of, else whole."""
+    parameters = dict(model.named_parameters())
+
+    def like(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        group, _, name = key.partition("/")
+        p = parameters.get(name if group == "model" else name.rpartition("/")[0])
+        if isinstance(p, DTensor) and p.shape == shape:
+            return torch.empty_like(p, dtype=dtype, requires_grad=False)
+        return torch.empty(shape, dtype=dtype)
+
+    return like
 
 
 # What each optimizer remembers of a parameter once it has updated it.

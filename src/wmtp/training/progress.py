@@ -19,16 +19,16 @@ _SHOWN = ("loss", "value_loss", "eval_loss")
 class ProgressBar:
     """Shows a run, one stage after the other; a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        """Show on `console`; stderr if None."""
-        self._console = Console(stderr=True) if console is None else console
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        """Show on `console`, stderr if None; `quiet` shows nothing: one of several processes speaks for all."""
+        self._console = Console(stderr=True, quiet=quiet) if console is None else console
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
             transient=True,
         )
         self._task: TaskID | None = None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
 from wmtp.training import checkpoint
+from wmtp.training.distributed import World
 from wmtp.training.loop import Progress, Stage
-from wmtp.training.optim import Tensors
+from wmtp.training.optim import Like, Tensors
 from wmtp.training.progress import ProgressBar
 from wmtp.training.run_folder import RunFolder
+from wmtp.training.saver import Saver
+from wmtp.training.store import CheckpointStore
 from wmtp.training.tracking import MetricsFile, Tracker
 from wmtp.types import JSON, Verdict
 
@@ -24,44 +26,50 @@ class Run:
     def __init__(
         self,
         folder: RunFolder,
+        world: World,
         *,
         preempted: Callable[[], bool],
         screen: ProgressBar,
         tracker: Tracker,
-        checkpoints: Path,
+        checkpoints: Callable[[str], CheckpointStore],
         data: Mapping[str, str],
         save_interval: int,
         save_final: bool,
-        keep_last: int,
+        save_wait: float,
+        background: bool,
         log_interval: int,
-        start_from: Path | None = None,
+        start_from: tuple[str, int] | None = None,
     ) -> None:
         """A run in `folder`.
 
         Args:
             folder: open, and so locked.
-            preempted: whether a signal asked us to leave.
+            world: the processes of the run. The main one writes the records.
+            preempted: whether a signal asked this process to leave.
             screen, tracker: where metrics go, beside `metrics.jsonl`.
-            checkpoints: gets a folder per stage.
+            checkpoints: gives those of a stage.
             data: hashes of the data; a checkpoint made with other data is refused, unless `allow_change` is set.
             save_interval: steps between two checkpoints; `save_final`: and one at the end.
-            keep_last: checkpoints kept beside the best.
+            save_wait: seconds that a checkpoint waits for the one before to be written.
+            background: write while training goes on, from a copy in the CPU's memory.
             log_interval: steps between two lines on the screen and in the tracker; `metrics.jsonl` has every step.
-            start_from: the checkpoint to resume from, None for the newest valid one.
+            start_from: stage and step of the checkpoint to resume from, None for the newest valid one.
         """
-        self.folder, self.preempted, self.screen, self.tracker = folder, preempted, screen, tracker
+        self.folder, self.world, self.preempted, self.screen, self.tracker = folder, world, preempted, screen, tracker
         self.checkpoints, self.data = checkpoints, dict(data)
-        self.save_interval, self.save_final, self.keep_last = save_interval, save_final, keep_last
-        self.log_interval = log_interval
+        self.save_interval, self.save_final, self.log_interval = save_interval, save_final, log_interval
         self.start_from = start_from
         self.allow_change = self.continue_stopped = False
         """Whether to go on with other data; although the saved stage had been stopped early."""
-        self.metrics = MetricsFile(folder.metrics)
+        self.metrics = MetricsFile(folder.metrics) if world.main else None
         self._last_log = (0, 0.0)
+        self._saver = Saver(world, save_wait, screen.say, background=background)
 
     def close(self) -> None:
-        """No more records."""
-        self.metrics.close()
+        """No more records, and nothing is being saved any more."""
+        self._saver.close()
+        if self.metrics is not None:
+            self.metrics.close()
 
     def begin(self, stage: Stage[Any], progress: Progress) -> None:
         """Show the stage on the screen."""
@@ -72,51 +80,65 @@ class Run:
         """At every multiple of the interval, and at the end."""
         return (ended and self.save_final) or (step > 0 and step % self.save_interval == 0)
 
-    def save(self, stage: str, step: int, tensors: Tensors, state: dict[str, JSON], best: int | None) -> None:
-        """Save a checkpoint; delete old ones, but never that of step `best`."""
-        path = checkpoint.save(
-            self.checkpoints / stage,
-            step,
-            tensors,
-            {"data": dict(self.data), **state},
-            keep_last=self.keep_last,
-            protect=() if best is None else (best,),
-            say=self.screen.say,
-        )
-        self.folder.write_status("running", step=step, stage=stage, checkpoint=str(path))
+    def save(
+        self, stage: str, step: int, tensors: Tensors, state: dict[str, JSON], best: int | None, *, wait: bool
+    ) -> None:
+        """Save a checkpoint, with `wait` before this returns; delete old ones, but never that of step `best`.
 
-    def restore(self, stage: str) -> tuple[Tensors, Mapping[str, Any]] | None:
+        One that can't be saved is told and training goes on, but for the last one and the third in a row.
+
+        Raises:
+            CheckpointError: it, or the one before it, can't be saved.
+        """
+        if self.preempted():
+            self.screen.say(f"asked to leave: saving step {step}; launchers such as torchrun wait 30 seconds for it")
+
+        def write(copy: Tensors) -> None:
+            kept = () if best is None else (best,)
+            place = self.checkpoints(stage).save(step, copy, {"data": dict(self.data), **state}, kept)
+            self.folder.write_status("running", step=step, stage=stage, checkpoint=place)
+
+        self._saver.save(f"step {step}", tensors, write, wait=wait)
+
+    def restore(self, stage: str, like: Like) -> tuple[Tensors, Mapping[str, Any]] | None:
         """The newest valid checkpoint of `stage`, or the one asked for; what was logged after it is dropped."""
-        root = self.checkpoints / stage
-        if self.start_from is not None and self.start_from.parent == root:
-            found = checkpoint.open_checkpoint(self.start_from)
+        store = self.checkpoints(stage)
+        if self.start_from is not None and self.start_from[0] == stage:
+            found = store.at(self.start_from[1])
         else:
-            found = checkpoint.newest_valid(root, self.screen.say)
+            found = store.newest_valid()
         if found is None:
-            self.metrics.truncate(stage, 0)
+            self._forget(stage, 0)
             return None
         state: dict[str, Any] = dict(found.run_state)
         if state["data"] != self.data and not self.allow_change:
             raise CheckpointError(f"{found.path}: made with other data; --allow-change to go on with the new")
-        checkpoint.discard_after(root, found.step)  # they are made again
+        store.discard_after(found.step)  # they are made again
         if self.continue_stopped:
             state["stopper"] = None  # a fresh rule: the loop then drops the stop, but not a limit that was reached
         unsettled = state["progress"]["pending"] is not None
-        self.metrics.truncate(stage, found.step + (0 if unsettled else 1))
+        self._forget(stage, found.step + (0 if unsettled else 1))
         self.screen.say(f"resuming stage {stage} at step {found.step} ({found.path.name})")
-        return checkpoint.read_tensors(found), state
+        return checkpoint.read_tensors(found, like=like), state
 
-    def weights_at(self, stage: str, step: int) -> dict[str, Tensor] | None:
+    def _forget(self, stage: str, step: int) -> None:
+        if self.metrics is not None:
+            self.metrics.truncate(stage, step)
+
+    def weights_at(self, stage: str, step: int, like: Like) -> dict[str, Tensor] | None:
         """Weights in the checkpoint of `step`, None if it is gone or damaged (and says so)."""
+        self._saver.wait()
         try:
-            found = checkpoint.open_checkpoint(self.checkpoints / stage / f"step-{step:08d}")
+            found = self.checkpoints(stage).at(step)
         except CheckpointError as error:
             self.screen.say(f"warning: the best step's weights can't be had, the last ones stay: {error}")
             return None
-        return checkpoint.read_tensors(found, only="model/")["model"]
+        return checkpoint.read_tensors(found, only="model/", like=like)["model"]
 
     def record(self, stage: Stage[Any], progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
         """Every step into `metrics.jsonl`; every `log_interval`-th, evaluations and the end to screen and tracker."""
+        if self.metrics is None:
+            return
         row: dict[str, JSON] = {"stage": stage.name, "step": progress.step, "epoch": progress.epoch}
         row |= {"tokens": progress.tokens, "seconds": progress.seconds, "total_steps": stage.total_steps, **metrics}
         if verdict.evidence:

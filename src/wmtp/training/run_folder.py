@@ -12,6 +12,7 @@ import json
 import math
 import os
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,8 @@ _LOCK = "run.lock"
 class RunFolder:
     """The open folder of one run; a context manager, locked from construction to `close`.
 
+    Of several processes the main one alone locks it and writes there; the others know where it is.
+
     Attributes:
         path: the folder.
         holds_run: whether an earlier process has begun a run here.
@@ -38,9 +41,13 @@ class RunFolder:
         UserError: it can't be made or written, or it holds a run and `resume` is false.
     """
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, resume: bool, main: bool = True) -> None:
+        self.path, self.main, self._lock = path, main, -1
+        self._writing = threading.Lock()
         self._status: dict[str, JSON] = {"state": "running", "pid": os.getpid(), "step": 0, "stage": "", "reason": ""}
+        self.holds_run = False
+        if not main:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path / _LOCK)
@@ -74,12 +81,20 @@ class RunFolder:
 
         `changes` to `step`, `stage`, `reason` and `checkpoint` are remembered for later calls.
         """
-        self._status |= {"state": state, **changes}
-        write_json_atomic(self.path / "status.json", self._status)
+        if self.main:
+            with self._writing:  # a checkpoint that is saved in the background says so from there
+                self._status |= {"state": state, **changes}
+                write_json_atomic(self.path / "status.json", self._status)
+
+    def write_last_words(self, reason: str) -> None:
+        """Write that the run has failed, for the main process, which is gone."""
+        status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        write_json_atomic(self.path / "status.json", status | {"state": "failed", "reason": reason})
 
     def write_summary(self, summary: Mapping[str, JSON]) -> None:
         """Writes `summary.json`: per stage how it ended."""
-        write_json_atomic(self.path / "summary.json", dict(summary))
+        if self.main:
+            write_json_atomic(self.path / "summary.json", dict(summary))
 
     def close(self) -> None:
         """Gives the lock back. The lock file stays: removing it would let two processes lock two files."""
