@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check setup format lock clean
+.PHONY: help demo test test-faults check setup format lock clean
 
 help:
 	@echo "make demo   train the embedded model on the embedded data, offline"
 	@echo "make test   format, lint, types, layers, tests (as 'make check')"
+	@echo "make test-faults  all faults, the slow ones too"
 	@echo "make format mend formatting and what lint can mend"
 	@echo "make lock   renew requirements.lock from what is installed in $(VENV)"
 
@@ -33,7 +34,11 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Faults injected into real runs, the slow ones too: kills, full disks, lost processes, storage that fails.
+test-faults: $(VENV)/ready
+	$(BIN)/python -m pytest tests/faults tests/distributed
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

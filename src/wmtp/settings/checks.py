@@ -60,6 +60,21 @@ def check_config(config: Config) -> Iterator[Finding]:
             here: KeyPath = ("paths", "datasets", source)
             also = tuple((*here, split) for split in DatasetSplits.model_fields)
             yield Finding(here, "needs at least one of train, validation, test", also)
+    yield from _check_processes(config)
+
+
+def _check_processes(config: Config) -> Iterator[Finding]:
+    devices, size, processes = config.devices, ("devices", "fsdp", "shard_size"), ("devices", "num_proc")
+    group = devices.fsdp.shard_size
+    if group is not None and devices.fsdp.sharding != "hybrid":
+        yield Finding(
+            size, "counts with sharding: hybrid alone; set that, or remove it", (("devices", "fsdp", "sharding"),)
+        )
+    elif group is not None and devices.num_proc > 1 and devices.num_proc % group:
+        yield Finding(size, f"the {devices.num_proc} processes can't be divided into groups of {group}", (processes,))
+    if devices.mixed_precision == "fp16" and devices.num_proc > 1:
+        text = "not with several processes, for each would have a loss scale of its own; set bf16"
+        yield Finding(("devices", "mixed_precision"), text, (processes,))
 
 
 def check_both(recipe: Recipe, config: Config) -> Iterator[Finding]:

@@ -143,11 +143,18 @@ CONFIG_DEFAULTS = {
     "paths": {
         "models": {"base": "builtin:tiny", "rm": None, "ref": None, "value_head": None},
         "datasets": {"mbpp": "builtin:tasks", "contest": None, "humaneval": None, "custom": None},
-        "checkpoints": {"base_path": None, "save_interval": None, "keep_last": 3, "save_final": True},
+        "checkpoints": {"base_path": None, "save_interval": None, "keep_last": 3, "background": True, "save_final": True},
         "output": "runs", "cache": None,
     },
     "mlflow": {"enabled": True, "experiment": None, "tracking_uri": None, "registry_uri": None},
-    "devices": {"compute_backend": "auto", "mixed_precision": "auto", "num_proc": 1, "micro_batch_size": None},
+    "devices": {"compute_backend": "auto", "mixed_precision": "auto", "num_proc": 1, "micro_batch_size": None,
+        "activation_checkpointing": False,
+        "distributed": {"backend": "auto", "start_timeout": 1800.0, "timeout": 120.0, "save_wait": 600.0},
+        "fsdp": {
+            "sharding": "full", "shard_size": None, "param_dtype": "auto", "cpu_offload": False,
+            "reshard_after_forward": True,
+        },
+    },
 }  # fmt: skip
 
 
