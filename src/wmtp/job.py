@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,12 +123,13 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
         exam = None if how.no_eval else _exam(settings, folder, screen, preempted, how.accept_unsandboxed)
         # A mistake that shows itself here leaves nothing behind.
         job = assemble(settings, hardware, screen.say, accept_unsandboxed=how.accept_unsandboxed)
+        stores = _stores(settings, job, folder, screen.say)
         if world.main:
             _write_settings(folder, settings)
         folder.write_status("running")
         tracker = _tracker(settings, folder, screen, world)
         try:
-            summary = _stages(settings, job, folder, screen, preempted, tracker, exam, how)
+            summary = _stages(settings, job, stores, folder, screen, preempted, tracker, exam, how)
             folder.write_status("finished")
             _tell(folder, summary, screen)
         except PreemptedError as error:
@@ -151,6 +152,7 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
 def _stages(
     settings: Settings,
     job: Job,
+    stores: Mapping[str, CheckpointStore],
     folder: RunFolder,
     screen: ProgressBar,
     preempted: Preemption,
@@ -163,7 +165,7 @@ def _stages(
     before = exam(job, job.fresh, "eval_before.json") if exam and settings.recipe.eval.before else None
     done: dict[str, Progress] = {}
     told: dict[str, dict[str, JSON]] = {}
-    with closing(_run(settings, folder, screen, tracker, preempted, job, how.resume)) as run:
+    with closing(_run(settings, folder, screen, tracker, preempted, job, stores, how.resume)) as run:
         run.allow_change, run.continue_stopped = how.allow_change, how.continue_stopped
         world.wait_at_most(between.timeout)
         for stage in job.stages:
@@ -244,35 +246,51 @@ def _run(
     tracker: Tracker,
     preempted: Preemption,
     job: Job,
+    stores: Mapping[str, CheckpointStore],
     resume: str | None,
 ) -> Run:
     config, world = settings.config, job.stages[-1].hardware.world
-    paths, devices = config.paths.checkpoints, config.devices
-    base = f"{paths.base_path.rstrip('/')}/{settings.recipe.run.name}" if paths.base_path else str(folder.checkpoints)
-    remote = "://" in base
-    apart = world.apart(devices.distributed.save_wait)
-
-    @cache
-    def checkpoints(stage: str) -> CheckpointStore:
-        local = folder.checkpoints / stage if remote else Path(base).absolute() / stage
-        url = RemoteFolder(f"{base}/{stage}") if remote else None
-        return CheckpointStore(local, apart, screen.say, paths.keep_last, url)
-
+    paths = config.paths.checkpoints
     return Run(
         folder,
         world,
         preempted=preempted,
         screen=screen,
         tracker=tracker,
-        checkpoints=checkpoints,
+        checkpoints=stores,
         data={"train": job.train.key, "eval": job.held_out.key},
         save_interval=settings.save_interval,
         save_final=paths.save_final,
-        save_wait=devices.distributed.save_wait,
+        save_wait=config.devices.distributed.save_wait,
         background=paths.background,
         log_interval=config.log_interval,
-        start_from=None if resume in (None, "auto") else _start(resume, base),
+        start_from=None if resume in (None, "auto") else _start(resume, _checkpoints(settings, folder)),
     )
+
+
+def _checkpoints(settings: Settings, folder: RunFolder) -> str:
+    """Folder or URL that gets a folder of checkpoints for each stage."""
+    base = settings.config.paths.checkpoints.base_path
+    return f"{base.rstrip('/')}/{settings.recipe.run.name}" if base else str(folder.checkpoints)
+
+
+def _stores(settings: Settings, job: Job, folder: RunFolder, say: Callable[[str], None]) -> dict[str, CheckpointStore]:
+    """Together: where each stage's checkpoints go; `CheckpointError` if a URL can't be used."""
+    base, world = _checkpoints(settings, folder), job.stages[-1].hardware.world
+    apart, stores = world.apart(), dict[str, CheckpointStore]()
+
+    def open_them() -> None:
+        for stage in job.stages:
+            remote = RemoteFolder(f"{base}/{stage.name}") if "://" in base else None
+            local = folder.checkpoints / stage.name if remote else Path(base).absolute() / stage.name
+            keep_last = settings.config.paths.checkpoints.keep_last
+            stores[stage.name] = CheckpointStore(local, apart, say, keep_last, remote)
+
+    try:
+        world.together(open_them)
+    except OSError as error:
+        raise CheckpointError(f"paths.checkpoints.base_path: {error}") from error
+    return stores
 
 
 def _start(resume: str, base: str) -> tuple[str, int]:

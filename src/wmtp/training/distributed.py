@@ -97,9 +97,10 @@ class World:
         except (OSError, CheckpointError) as error:
             own, failure = None, error
         everybody = self.gather((own, "" if failure is None else str(failure)))
-        where = {rank: f"process {rank}: " if self.size > 1 else "" for rank in range(self.size)}
-        if failures := [where[rank] + text for rank, (_, text) in enumerate(everybody) if text]:
-            raise OSError("; ".join(failures)) from failure
+        if failures := {rank: text for rank, (_, text) in enumerate(everybody) if text}:
+            # What fails everywhere does so for one reason.
+            some = [f"process {rank}: {text}" for rank, text in failures.items()]
+            raise OSError(failures[0] if len(failures) == self.size else "; ".join(some)) from failure
         return [cast(T, result) for result, _ in everybody]
 
     @contextmanager
@@ -114,14 +115,14 @@ class World:
         if self.local_rank == 0:
             self.wait()
 
-    def apart(self, seconds: float) -> World:
+    def apart(self) -> World:
         """Together: the same processes, talking through a group of its own: for a thread, beside what others say.
 
-        They wait for each other for so many seconds.
+        Here they wait for each other as long as it takes to send a large file.
         """
         if self.size == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds), group_desc=_APART)
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc=_APART)
         assert isinstance(group, dist.ProcessGroup), "this process is a member"
         return World(self.rank, self.size, self.local_rank, self.local_size, group)
 

@@ -95,6 +95,7 @@ class RemoteFiles:
             fsspec.url_to_fs(self.url, skip_instance_cache=True, **_options(protocol, self._timeout)),
         )
         self._files = files if isinstance(files, AsyncFileSystem) else AsyncFileSystemWrapper(files, asynchronous=False)
+        self._forget_listings = files.invalidate_cache  # the wrapper does not pass it on
         self.root, self._pid = root.rstrip("/"), os.getpid()
 
     def probe(self) -> None:
@@ -107,7 +108,6 @@ class RemoteFiles:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """{path: bytes} of all files below `folder` now; {} if there is none."""
-        self._files.invalidate_cache()
         found = cast("dict[str, dict[str, Any]]", self._call("find", folder, detail=True))
         return {path: info["size"] for path, info in found.items()}
 
@@ -115,7 +115,6 @@ class RemoteFiles:
         """Copies the local `file` to `path`, over what is there."""
         size = file.stat().st_size
         self._call("put_file", str(file), path, moves=size)
-        self._files.invalidate_cache()
         arrived = cast("dict[str, Any]", self._call("info", path))["size"]
         if arrived != size:
             raise OSError(f"{file.name} has {arrived} bytes there, not {size}")
@@ -146,6 +145,7 @@ class RemoteFiles:
         """
         if self._pid != os.getpid():
             self.connect()  # forked; the connections are the parent's
+        self._forget_listings()
         allowed, progress = self._timeout + min(moves, _UNDER_WAY) / _SLOWEST, _Progress()
         if method in ("put_file", "get_file"):
             options["callback"] = progress

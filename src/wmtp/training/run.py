@@ -31,7 +31,7 @@ class Run:
         preempted: Callable[[], bool],
         screen: ProgressBar,
         tracker: Tracker,
-        checkpoints: Callable[[str], CheckpointStore],
+        checkpoints: Mapping[str, CheckpointStore],
         data: Mapping[str, str],
         save_interval: int,
         save_final: bool,
@@ -47,7 +47,7 @@ class Run:
             world: the processes of the run. The main one writes the records.
             preempted: whether a signal asked this process to leave.
             screen, tracker: where metrics go, beside `metrics.jsonl`.
-            checkpoints: gives those of a stage.
+            checkpoints: those of each stage.
             data: hashes of the data; a checkpoint made with other data is refused, unless `allow_change` is set.
             save_interval: steps between two checkpoints; `save_final`: and one at the end.
             save_wait: seconds that a checkpoint waits for the one before to be written.
@@ -56,7 +56,7 @@ class Run:
             start_from: stage and step of the checkpoint to resume from, None for the newest valid one.
         """
         self.folder, self.world, self.preempted, self.screen, self.tracker = folder, world, preempted, screen, tracker
-        self.checkpoints, self.data = checkpoints, dict(data)
+        self.checkpoints, self.data = dict(checkpoints), dict(data)
         self.save_interval, self.save_final, self.log_interval = save_interval, save_final, log_interval
         self.start_from = start_from
         self.allow_change = self.continue_stopped = False
@@ -95,14 +95,14 @@ class Run:
 
         def write(copy: Tensors) -> None:
             kept = () if best is None else (best,)
-            place = self.checkpoints(stage).save(step, copy, {"data": dict(self.data), **state}, kept)
+            place = self.checkpoints[stage].save(step, copy, {"data": dict(self.data), **state}, kept)
             self.folder.write_status("running", step=step, stage=stage, checkpoint=place)
 
         self._saver.save(f"step {step}", tensors, write, wait=wait)
 
     def restore(self, stage: str, like: Like) -> tuple[Tensors, Mapping[str, Any]] | None:
         """The newest valid checkpoint of `stage`, or the one asked for; what was logged after it is dropped."""
-        store = self.checkpoints(stage)
+        store = self.checkpoints[stage]
         if self.start_from is not None and self.start_from[0] == stage:
             found = store.at(self.start_from[1])
         else:
@@ -129,7 +129,7 @@ class Run:
         """Weights in the checkpoint of `step`, None if it is gone or damaged (and says so)."""
         self._saver.wait()
         try:
-            found = self.checkpoints(stage).at(step)
+            found = self.checkpoints[stage].at(step)
         except CheckpointError as error:
             self.screen.say(f"warning: the best step's weights can't be had, the last ones stay: {error}")
             return None

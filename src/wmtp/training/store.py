@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from wmtp.training.distributed import World
 from wmtp.training.manifest import MANIFEST
 from wmtp.training.remote import RemoteFolder
 from wmtp.types import JSON
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class CheckpointStore:
         """
         if self.remote is None:
             return checkpoint.newest_valid(self.root, self.say, self.world)
-        steps = self.world.share(self._steps(self.remote) if self.world.main else [])
+        steps = self._agreed(self._steps)[0]
         for step in reversed(steps):
             try:
                 return self.at(step)
@@ -104,14 +107,18 @@ class CheckpointStore:
         except CheckpointError:
             if self.remote is None:
                 raise
-        try:
-            self.world.together(lambda: self._fetch(path))
-        except OSError as error:
-            raise CheckpointError(str(error)) from error
+        self._agreed(lambda: self._fetch(path))
         return checkpoint.open_checkpoint(path, self.world)
 
     def discard_after(self, step: int) -> None:
-        """Delete the checkpoints later than `step`: a run resumed there makes its own."""
+        """Delete the checkpoints later than `step`: a run resumed there makes its own.
+
+        Raises:
+            CheckpointError: one can't be deleted.
+        """
+        self._agreed(lambda: self._discard(step))
+
+    def _discard(self, step: int) -> None:
         if self.world.local_rank == 0:
             checkpoint.discard_after(self.root, step)
         if self.remote is not None and self.world.main:
@@ -119,8 +126,19 @@ class CheckpointStore:
                 if _step(name) > step:
                     self.remote.delete(name)
 
-    def _steps(self, remote: RemoteFolder) -> list[int]:
-        return sorted({step for step, _ in checkpoint.folders(self.root)} | {_step(name) for name in remote.names()})
+    def _steps(self) -> list[int]:
+        """On the main process: of all checkpoints, whole or not."""
+        if self.remote is None or not self.world.main:
+            return []
+        here = {step for step, _ in checkpoint.folders(self.root)}
+        return sorted(here | {_step(name) for name in self.remote.names()})
+
+    def _agreed(self, act: Callable[[], T]) -> list[T]:
+        """What every process's `act` gives; if it fails on one of them, `CheckpointError` on all."""
+        try:
+            return self.world.together(act)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
 
     def _fetch(self, path: Path) -> None:
         if self.world.local_rank == 0 and self.remote is not None:
@@ -130,9 +148,9 @@ class CheckpointStore:
     def _send(self, remote: RemoteFolder, path: Path) -> None:
         world = self.world
         try:
-            world.together(lambda: remote.put(path.name, checkpoint.own_files(path, world)))
-            world.together(lambda: remote.publish(path.name, path / MANIFEST) if world.main else None)
-        except OSError as error:
+            self._agreed(lambda: remote.put(path.name, checkpoint.own_files(path, world)))
+            self._agreed(lambda: remote.publish(path.name, path / MANIFEST) if world.main else None)
+        except CheckpointError as error:
             raise CheckpointError(f"{error}; the checkpoint stays in {path}") from error
 
     def _prune(self, remote: RemoteFolder, protect: Collection[str]) -> None:

@@ -1,0 +1,1 @@
+"""What breaks on a cluster, broken on purpose."""
