@@ -10,21 +10,24 @@ from families import LENGTHS, make
 from wmtp.stopping import LossEarlyStopping
 from wmtp.types import Observation
 
-# The defaults are .02, .42, .07 and 12.
-RATES = (0.01, 0.03)
-WINDOWS = (0.38, 0.42, 0.46, 0.5)
-TOLERANCES = (0.05, 0.07, 0.09, 0.11)
+# The defaults are 1.1, .38, .07, .02 and 12.
+WAITS = (1.1, 1.3, 1.5)
+WINDOWS = (0.38, 0.42, 0.46)
+TOLERANCES = (0.05, 0.07)
+RATES = (0.01, 0.02)
 THRESHOLDS = (6.0, 24.0)
 DEFAULT = "default"
 
 TREND: dict[str, Mapping[str, Any]] = {
     DEFAULT: {},
     **{
-        f"window {window:g}, tolerance {tolerance:g}, rate {rate:g}": {
+        f"wait {wait:g}, window {window:g}, tolerance {tolerance:g}, rate {rate:g}": {
+            "wait": wait,
             "window": window,
             "tolerance": tolerance,
             "false_stop_rate": rate,
         }
+        for wait in WAITS
         for window in WINDOWS
         for tolerance in TOLERANCES
         for rate in RATES

@@ -4,6 +4,7 @@ Every setting that is a number of values is given as a share of the planned ones
 length ("patience 15%"; `plan` is 100 %). Values that are not finite are left out, which is kinder than most codes are.
 
     EMA + patience      exponential mean of so many values, then patience
+    EMA + patience, rest     the same, and no shorter patience than what is left of the planned values: `trend`'s wait
     window mean + patience   means of blocks, patience in blocks
     Prechelt GL, PQ, UP generalisation loss, its quotient with the progress in the last strip, and successive rises
                         (Prechelt 1998); on hundredths of the run, strips of 5
@@ -89,12 +90,22 @@ def _smooth(values: Values, span: int) -> Values:
 
 
 def _ema(values: Values, plan: int) -> Found:
+    yield from _ema_waiting(values, plan, np.zeros(values.shape[1]))
+
+
+def _ema_rest(values: Values, plan: int) -> Found:
+    yield from _ema_waiting(values, plan, plan - 1.0 - np.arange(values.shape[1]))
+
+
+def _ema_waiting(values: Values, plan: int, least: Values) -> Found:
+    """`least`: [T] patience at least at each value."""
     for label, span in counts_of(plan, SPANS):
         smooth = _smooth(values, span)
         for delta in DELTAS[:2]:
             counts = waits(smooth, STEPS["lightning"], delta)
             for share, patience in counts_of(plan, PATIENCES):
-                yield f"span {label}, patience {share}, min_delta {delta:g}", first_true(counts >= patience)
+                stops = first_true(counts >= np.maximum(patience, least))
+                yield f"span {label}, patience {share}, min_delta {delta:g}", stops
 
 
 def _window_mean(values: Values, plan: int) -> Found:
@@ -200,6 +211,7 @@ METHODS = (
     Method("ray: window std", "peer", _window_std, "last 4, std 0.01"),
     Method("published recipe", "simple", _recipe, "patience 200, min_delta 1e-05"),
     Method("EMA + patience", "simple", _ema),
+    Method("EMA + patience, rest", "simple", _ema_rest),
     Method("window mean + patience", "simple", _window_mean),
     Method("Prechelt GL", "simple", _prechelt("GL")),
     Method("Prechelt PQ", "simple", _prechelt("PQ")),

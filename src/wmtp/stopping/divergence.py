@@ -7,7 +7,8 @@ of `threshold` it is an excursion, which ends when S is back at 0; meanwhile lev
 spike and recover, so S above `threshold` alone stops nothing. It has diverged when then
 
 - it is not coming back: an exponential that is over after `persist` values falls by 3 / persist of its height per
-  value; the slope of the latest values is above half of that by `SURE` standard errors; or
+  value; the slope of the latest values is above half of that by `SURE` standard errors, and by `SURE_AMONG` of those
+  that the scatter of these values makes, for spikes among good values are no growth; or
 - it stays: `persist` values after it began it has not come down by half of the highest rise.
 """
 
@@ -28,6 +29,7 @@ PULL = 2.0
 CAP = 6.0
 """Deviations that one value counts at most: no single value makes an excursion."""
 SURE = 3.5
+SURE_AMONG = 2.0
 FREE = 8
 """First values, which are taken as they are: the deviation of two may be next to nothing."""
 LEAST, MOST = 4, 24
@@ -93,7 +95,8 @@ class Divergence(OneMetric):
                      "deviation": level * state["deviation"], "above": state["above"]}  # fmt: skip
         new = self._after(state, math.log(value) if state["positive"] else value, seen)
         new["above"] = state["above"] + 1 if self.limit is not None and value > self.limit else 0
-        new["holds"] = self._lost(new, seen) or new["above"] >= self.limit_checks
+        excursion = new["cusum"] > self.threshold and new["length"] >= LEAST
+        new["holds"] = (excursion and self._lost(new, seen)) or new["above"] >= self.limit_checks
         return new, self._verdict(new, value)
 
     def _after(self, state: DivergenceState, x: float, seen: Observation) -> DivergenceState:
@@ -109,7 +112,7 @@ class Divergence(OneMetric):
             new["length"], new["recent"], new["peak"] = state["length"] + 1, recent, max(state["peak"], now - level)
             if new["length"] <= 2 * self._persist(count + 1, seen):  # longer than that it is the level
                 return new
-        else:
+        elif state["length"]:
             new["length"], new["recent"], new["peak"] = 0, [], 0.0
         rate = max(RATE, 1 / (count + 1))
         pulled = max(-PULL, min(PULL, z)) * deviation if count >= FREE else off
@@ -119,8 +122,7 @@ class Divergence(OneMetric):
         return new
 
     def _lost(self, state: DivergenceState, seen: Observation) -> bool:
-        if state["cusum"] <= self.threshold or state["length"] < LEAST:
-            return False
+        """Whether an excursion grows on, or stays."""
         recent, length, level = state["recent"], state["length"], state["level"]
         now, persist = sum(recent[-NEAR:]) / NEAR - level, self._persist(state["values"], seen)
         if now < PULL * state["deviation"]:
@@ -136,7 +138,8 @@ class Divergence(OneMetric):
         spread = n * (n * n - 1) / 12
         slope = sum((i - middle) * (x - mean) for i, x in enumerate(recent)) / spread
         recovering = -1.5 / persist * max(0.0, mean - level)
-        return (slope - recovering) * math.sqrt(spread) > SURE * state["deviation"]
+        scatter = math.sqrt(sum((x - mean - slope * (i - middle)) ** 2 for i, x in enumerate(recent)) / (n - 2))
+        return (slope - recovering) * math.sqrt(spread) > max(SURE * state["deviation"], SURE_AMONG * scatter)
 
     def _persist(self, count: int, seen: Observation) -> float:
         planned = seen.total_steps * count / seen.step if seen.total_steps and seen.step > 0 else math.inf

@@ -50,7 +50,7 @@ class Target(OneMetric):
         value = metric_of(seen, self.monitor)
         if value is not None:
             there = (self.below is not None and value <= self.below) or (self.above is not None and value >= self.above)
-            state = TargetState(reached=state["reached"] + 1 if there and math.isfinite(value) else 0)
+            state = {"reached": state["reached"] + 1 if there and math.isfinite(value) else 0}
         evidence: dict[str, JSON] = {"distance": max(0.0, 1 - state["reached"] / self.checks)}
         if state["reached"] < self.checks:
             return state, Verdict(evidence=evidence)
@@ -160,14 +160,14 @@ class CriticHealth:
 
     def update(self, state: HealthState, seen: Observation) -> tuple[HealthState, Verdict]:
         """Takes in what is there; an infinite value is a bad one, NaN (as of one value alone) none."""
+        count, explained, ratio = state["health_seen"], state["explained"], state["ratio"]
         found = _clipped(seen, "explained_variance"), _clipped(seen, "variance_ratio")
         if found[0] or found[1]:
-            count = state["health_seen"] + 1
-            explained, ratio = state["explained"], state["ratio"]
+            count += 1
             if count > self.warmup:
                 explained, ratio = (explained + found[0])[-self.window :], (ratio + found[1])[-self.window :]
             state = {"health_seen": count, "explained": explained, "ratio": ratio}
-        means = _mean(state["explained"], self.window), _mean(state["ratio"], self.window)
+        means = _mean(explained, self.window), _mean(ratio, self.window)
         evidence: dict[str, JSON] = {"explained_variance": means[0], "variance_ratio": means[1], "distance": 1.0}
         faults = self._faults(*means)
         if not faults:
@@ -193,7 +193,9 @@ BAD = 1e6
 def _clipped(seen: Observation, name: str) -> list[float]:
     """At most one number, within bounds: an infinite one is as bad as a million."""
     value = metric_of(seen, name)
-    return [] if value is None or math.isnan(value) else [max(-BAD, min(BAD, value))]
+    if value is None or math.isnan(value):
+        return []
+    return [value if -BAD < value < BAD else math.copysign(BAD, value)]
 
 
 def _mean(values: list[float], window: int) -> float | None:

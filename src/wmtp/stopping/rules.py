@@ -113,7 +113,7 @@ class Rules:
 
     def update(self, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         """One step of the fold; `state` itself is not changed."""
-        if (latched := self.latched(state)) is not None:
+        if state["stopped"] is not None and (latched := self.latched(state)) is not None:
             return state, latched
         if seen.step < self.config.min_steps:
             return state, Verdict()
@@ -146,8 +146,8 @@ class Rules:
     def _by_rule(self, rule: Rule, state: RulesState, seen: Observation) -> tuple[RulesState, Verdict]:
         best = self._convergence.noted(state, seen)
         non_finite_state, non_finite = self._non_finite.update(state, seen)
-        rule_state, verdict = cast(Any, rule).update(state["rule"], seen)
-        new: RulesState = {**state, **best, **non_finite_state, "rule": rule_state}
+        rule_state, verdict = rule.update(cast(Any, state["rule"]), seen)
+        new: RulesState = {**state, **best, **non_finite_state, "rule": cast(Any, rule_state)}
         evidence: dict[str, JSON] = {
             "value": best["last_value"],
             "best_value": best["best_value"],

@@ -89,7 +89,8 @@ class Nest:
 
     def update(self, state: NestState, seen: Observation) -> tuple[NestState, Verdict]:
         """Asks each rule that `seen` says something to."""
-        states, said, evidence, metrics = [*state["rules"]], [*state["said"]], dict[str, JSON](), seen.metrics
+        states, said, metrics = [*state["rules"]], [*state["said"]], seen.metrics
+        evidence: dict[str, JSON] = {}
         for i, (name, rule, wake) in enumerate(self.named):
             if wake and wake[0] not in metrics and metrics.keys().isdisjoint(wake):
                 continue
@@ -100,11 +101,17 @@ class Nest:
         return {"rules": states, "said": said}, self._verdict(said, evidence)
 
     def _verdict(self, said: list[Said | None], evidence: dict[str, JSON]) -> Verdict:
-        spoken = [one for one in said if one is not None]
-        distances = [one["distance"] for one in spoken] + [1.0] * (len(spoken) < len(said))
+        distances: list[float] = []
+        holding: list[Said] = []
+        messages: list[str] = []
+        for one in said:
+            distances.append(one["distance"] if one else 1.0)
+            if one and one["fired"]:
+                holding.append(one)
+            if one and one["message"]:
+                messages.append(one["message"])
         evidence["distance"] = min(distances) if self.how == "any" else max(distances)
-        holding = [one for one in spoken if one["fired"]]
-        message = "; ".join([one["message"] for one in spoken if one["message"]])
+        message = "; ".join(messages)
         if not holding or (self.how == "all" and len(holding) < len(said)):
             return Verdict(message=message, evidence=evidence)
         fired = tuple(sorted({code for one in holding for code in one["fired"]}, key=REASONS.index))

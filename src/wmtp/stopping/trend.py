@@ -2,16 +2,18 @@
 
 The run is cut into at most 64 blocks of steps, of which the mean value is kept; values far from those before them are
 pulled in first, so that a heavy tail moves a mean little. Whenever a block is complete, a line is fitted to the latest
-ones, `window` of the run together, with the steps x in units of blocks:
+ones: to as many as are left of the plan, times `wait`, for a plateau is likely to end in what is left of the run while
+it has lasted less than that; and to `window` of the run at least. With the steps x in units of blocks:
 
-    gain  = -slope * width                                improvement in one more window, if it goes on like this
+    gain  = -slope * width                                improvement in as long again, if it goes on like this
     error = noise * width / sqrt(sum (x - x mean)^2)      its standard error
 
-It has converged when gain + z * error <= tolerance * fall: even at the upper confidence bound the next window brings
-next to nothing. z is the normal quantile of 1 - false_stop_rate, noise the robust deviation of the blocks about their
-trend, fall what the metric has come down so far. The slope is the median over all pairs of blocks (Theil 1950, Sen
-1968), which a spike doesn't turn. It is rising when the median of the last blocks is above the lowest such median by
-more than the noise and `rise` of that fall: worse for good, as in over-fitting.
+It has converged when gain + z * error <= tolerance * fall: even at the upper confidence bound as long again brings next
+to nothing; and when the last blocks are not below the others by more than the noise, the beginning of another fall.
+z is the normal quantile of 1 - false_stop_rate, noise the robust deviation of the blocks about their trend, fall what
+the metric has come down so far. The slope is the median over all pairs of blocks (Theil 1950, Sen 1968), which a spike
+doesn't turn. It is rising when the median of the last blocks is above the lowest such median by more than the noise and
+`rise` of that fall: worse for good, as in over-fitting.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from itertools import pairwise
 from statistics import NormalDist, median
 from typing import Annotated, ClassVar, TypedDict
 
-from annotated_types import Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from wmtp.stopping.criteria import Count, OneMetric, metric_of
 from wmtp.types import JSON, Observation, Verdict
@@ -69,16 +71,18 @@ class Trend(OneMetric):
     Attributes:
         monitor: the metric that is to fall; empty: the block's.
         false_stop_rate: how likely one judgement may be to stop a run that would still improve by `tolerance`.
-        window: share of the planned steps over which the trend is judged, and so for which the metric must have been
-            flat. Where no number of steps is planned, twice this share of the steps so far.
-        tolerance: an improvement per window below this share of the improvement so far is not worth waiting for.
+        wait: for how long the metric must have been flat, in units of what is left of the planned steps.
+        window: and at least for this share of the planned steps. Where no number of steps is planned, twice this share
+            of the steps so far, and no `wait`.
+        tolerance: less than this share of the improvement so far is not worth waiting for as long again.
         rise: it is rising when more than this share of the improvement is lost again.
     """
 
     kind: ClassVar[str] = "trend"
 
     false_stop_rate: Annotated[float, Gt(0), Lt(0.5)] = 0.02
-    window: Annotated[float, Gt(0), Le(0.5)] = 0.42
+    wait: Annotated[float, Ge(0)] = 1.1
+    window: Annotated[float, Gt(0), Le(0.5)] = 0.38
     tolerance: Annotated[float, Gt(0), Lt(1)] = 0.07
     rise: Annotated[float, Gt(0), Lt(1)] = 0.05
 
@@ -92,92 +96,106 @@ class Trend(OneMetric):
         value = metric_of(seen, self.monitor)
         if value is None or not math.isfinite(value):
             return state, self._verdict(state)
-        new = _taken_in(state, seen, value)
-        stride = seen.step - state["step"] if state["values"] else 0
-        if _index(new, seen.step + max(stride, 1)) > new["open"][0]:  # the next value will begin another block
+        stride = max(1, seen.step - state["step"]) if state["values"] else 1
+        new = _taken_in(state, seen, value, stride)
+        if _index(new, seen.step + stride) > new["open"][0]:  # the next value will begin another block
             new = self._judged({**new, "blocks": [*new["blocks"], new["open"]], "open": []}, seen)
         return new, self._verdict(new)
 
     def _judged(self, state: TrendState, seen: Observation) -> TrendState:
         blocks = state["blocks"]
-        reach = seen.total_steps / state["size"] if seen.total_steps else 2 * (blocks[-1][0] + 1)
-        width = max(LEAST, round(self.window * reach))
         means = [total / values for _, values, total in blocks]
-        recent = [i for i, block in enumerate(blocks) if block[0] > blocks[-1][0] - width]
+        done, width = blocks[-1][0] + 1, self._width(state, seen)
         noise = _noise(means[-2 * width :])
         fall = median(means[:3]) - min(means)  # a model's very first loss may be out of all proportion
         needed = self.tolerance * fall
         judged: TrendState = {**state, "holds": "", "gain": None, "upper": None, "needed": needed}
-        if not seen.total_steps and (blocks[-1][0] < BLOCKS / 2 or fall < CLEAR * noise):
+        if not seen.total_steps and (done <= BLOCKS / 2 or fall < CLEAR * noise):
             return judged
-        if len(recent) >= LEAST and blocks[-1][0] - blocks[0][0] + 1 >= width:
-            x = [blocks[i][0] for i in recent]
-            gain = -_slope(x, [means[i] for i in recent]) * width
+        # As many judgements as blocks look for a move, and LEVEL of them share a value: z for all together. A median's
+        # error is 1.25 times a mean's.
+        doubt = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS) * 1.25 * noise * math.sqrt(2 / LEVEL)
+        recent = [i for i, block in enumerate(blocks) if block[0] >= done - width]
+        if len(recent) >= LEAST and done - blocks[0][0] >= width:
+            x, y = [blocks[i][0] for i in recent], [means[i] for i in recent]
+            gain = -_slope(x, y) * width
             middle = sum(x) / len(x)
             error = noise * width / math.sqrt(sum((a - middle) ** 2 for a in x))
             upper = gain + NORMAL.inv_cdf(1 - self.false_stop_rate) * error
             judged["gain"], judged["upper"] = gain, upper
-            if upper <= needed:
+            if upper <= needed and median(y) - (y[-1] + y[-2]) / 2 <= doubt:
                 judged["holds"] = "converged"
         if len(means) >= 2 * LEVEL:
             levels = [median(means[i : i + LEVEL]) for i in range(len(means) - LEVEL + 1)]
             lowest = min(levels)
-            # As many judgements as blocks look for a rise, and LEVEL of them share a value: z for all together.
-            # A median's error is 1.25 times a mean's.
-            z = NORMAL.inv_cdf(1 - self.false_stop_rate * LEVEL / BLOCKS)
-            doubt = z * 1.25 * noise * math.sqrt(2 / LEVEL)
             if levels[-1] - lowest > doubt + self.rise * fall and min(means[-LEVEL:]) > lowest:
                 judged["holds"] = "rising"
         return judged
 
+    def _width(self, state: TrendState, seen: Observation) -> int:
+        """Blocks to which the line is fitted."""
+        done = state["blocks"][-1][0] + 1
+        if not seen.total_steps:
+            return max(LEAST, round(2 * self.window * done))
+        planned = seen.total_steps / state["size"]
+        return max(LEAST, round(max(self.window * planned, self.wait * (planned - done))))
+
     def _verdict(self, state: TrendState) -> Verdict:
         upper, needed, holds = state["upper"], state["needed"], state["holds"]
-        distance = 1.0
-        if upper is not None and needed is not None:
-            distance = min(1.0, max(0.0, 1 - needed / upper)) if upper > 0 else 0.0
+        distance = 0.0 if holds else 1.0
+        if upper is not None and needed is not None and not holds:
+            distance = max(0.05, 1 - needed / upper) if upper > 0 else 0.05
         evidence: dict[str, JSON] = {"gain": state["gain"], "upper": upper, "needed": needed, "distance": distance}
         if not holds:
             return Verdict(evidence=evidence)
         message = (
             f"{self.monitor} has risen beyond its noise since its lowest"
             if holds == "rising"
-            else f"{self.monitor} would gain {upper:.3g} at most in another {self.window:.0%} of the run, "
+            else f"{self.monitor} would gain {upper:.3g} at most in as long as it has been flat, "
             f"{needed:.3g} is worth it"
         )
-        return Verdict(True, holds, (holds,), message, {**evidence, "distance": 0.0})
+        return Verdict(True, holds, (holds,), message, evidence)
 
 
 def _index(state: TrendState, step: int) -> int:
     return int((step - state["start"]) / state["size"])
 
 
-def _taken_in(state: TrendState, seen: Observation, value: float) -> TrendState:
-    """`value` in the open block; blocks are merged in pairs when there are too many."""
+def _taken_in(state: TrendState, seen: Observation, value: float, stride: int) -> TrendState:
+    """`value`, pulled in, in the open block."""
     if not state["values"]:
         size = max(1.0, seen.total_steps / BLOCKS)
         return {**state, "size": size, "start": seen.step, "step": seen.step, "values": 1, "level": value,
                 "open": [0, 1, value]}  # fmt: skip
-    count = state["values"]
-    per_block: float = state["size"] / max(1, seen.step - state["step"])
-    rate = 1 / (1 + min(count, max(1.0, per_block)))
-    off, limit = value - state["level"], PULL * state["deviation"]
-    pulled = min(max(off, -limit), limit) if count >= FREE else off
+    count, level, deviation = state["values"], state["level"], state["deviation"]
+    rate = 1 / (1 + min(count, max(1.0, state["size"] / stride)))
+    pulled, limit = value - level, PULL * deviation
+    if count >= FREE and abs(pulled) > limit:
+        pulled = math.copysign(limit, pulled)
     new: TrendState = {
         **state,
         "step": seen.step,
         "values": count + 1,
-        "level": state["level"] + rate * pulled,
-        "deviation": state["deviation"] + max(rate / 2, 1 / (count + 1)) * (1.25 * abs(pulled) - state["deviation"]),
+        "level": level + rate * pulled,
+        "deviation": deviation + max(rate / 2, 1 / (count + 1)) * (1.25 * abs(pulled) - deviation),
     }
-    index, blocks = _index(state, seen.step), state["blocks"]
-    if state["open"] and (state["open"][0] != index or index >= BLOCKS):
-        blocks, new["open"] = [*blocks, state["open"]], []
+    index, open_block = _index(state, seen.step), state["open"]
+    if open_block and open_block[0] == index < BLOCKS:
+        new["open"] = [index, open_block[1] + 1, open_block[2] + level + pulled]
+        return new
+    return _in_another_block(new, index, level + pulled)
+
+
+def _in_another_block(new: TrendState, index: int, value: float) -> TrendState:
+    """`value` in block `index`; blocks are merged in pairs when there are too many."""
+    blocks = [*new["blocks"], new["open"]] if new["open"] else new["blocks"]
     while index >= BLOCKS:
         index, blocks, new["size"] = index // 2, _merged(blocks), 2 * new["size"]
     # The value may belong to a block that was thought complete, or to the other half of one that was merged.
-    last = new["open"] or (blocks[-1] if blocks and blocks[-1][0] == index else [index, 0, 0.0])
-    new["blocks"] = blocks[:-1] if blocks and blocks[-1][0] == index else blocks
-    new["open"] = [index, last[1] + 1, last[2] + state["level"] + pulled]
+    known = bool(blocks) and blocks[-1][0] == index
+    last = blocks[-1] if known else [index, 0, 0.0]
+    new["blocks"] = blocks[:-1] if known else blocks
+    new["open"] = [index, last[1] + 1, last[2] + value]
     return new
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wmtp.stopping import Divergence, Observation
-from wmtp.stopping.divergence import CAP, FREE, LEAST, MOST, NEAR, PULL, RATE, SURE
+from wmtp.stopping.divergence import CAP, FREE, LEAST, MOST, NEAR, PULL, RATE, SURE, SURE_AMONG
 
 NAN, INF = math.nan, math.inf
 
@@ -61,9 +61,11 @@ def lost(rule, excursion, level, deviation):
     if len(latest) < LEAST:
         return stays
     at = np.arange(len(latest))
-    slope, error = np.polyfit(at, latest, 1)[0], deviation / math.sqrt(len(at) * at.var())
+    slope, start = np.polyfit(at, latest, 1)
+    scatter = np.linalg.norm(latest - start - slope * at) / math.sqrt(len(at) - 2)
+    error = max(SURE * deviation, SURE_AMONG * scatter) / math.sqrt(len(at) * at.var())
     coming_back = -1.5 / rule.persist * max(0.0, latest.mean() - level)
-    return slope > coming_back + SURE * error or stays
+    return slope > coming_back + error or stays
 
 
 def course(rng, length):
@@ -138,6 +140,16 @@ def test_a_spike_that_recovers_never_stops(height, recovers_in, shift):
         for at in (100, 250, 400):
             for i in range(at, 600):
                 values[i] += height * math.exp((at - i) / recovers_in)
+        assert first(Divergence("loss"), values) is None
+
+
+def test_spikes_among_good_values_are_no_growth():
+    """The rise of a recorded run, in deviations: it came back after ten values."""
+    rise = [6.6, 4.3, 17.6, 6.3, 17.0, -0.2, 0.5, 31.8, 24.1, 6.5, 8.1, 21.5, 2.3]
+    for seed in range(10):
+        values = declining(seed, noise=0.03)
+        for i, height in enumerate(rise):
+            values[400 + i] += 0.03 * height
         assert first(Divergence("loss"), values) is None
 
 

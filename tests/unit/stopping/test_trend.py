@@ -45,7 +45,7 @@ LENGTH = 640
 COURSES = {
     "plateau": [1 + 2 * math.exp(-i / 40) for i in range(LENGTH)],
     "steady decline": [3 - 2 * i / LENGTH for i in range(LENGTH)],
-    "power law": [8 * (i + 1) ** -0.1 for i in range(LENGTH)],  # an eighth of the fall in the last window of 0.42
+    "power law": [8 * (i + 1) ** -0.1 for i in range(LENGTH)],  # an eighth of the fall in the last two fifths
     "u": [1 + 2 * math.exp(-i / 40) + 0.008 * max(0, i - 200) for i in range(LENGTH)],
 }
 
@@ -55,35 +55,43 @@ COURSES = {
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("every", "values"), [(1, BLOCKS), (10, BLOCKS), (1, 10 * BLOCKS)])
-def test_gain_and_bound_against_scipy(monkeypatch, seed, every, values):
-    """With no value pulled in, blocks are plain means."""
+@pytest.mark.parametrize("wait", [0.0, 0.9, 1.5])
+def test_gain_and_bound_against_scipy(monkeypatch, seed, every, values, wait):
+    """With no value pulled in, blocks are plain means. The line is fitted to `wait` times what is left."""
     monkeypatch.setattr(trend, "PULL", 1e12)
     rng = np.random.default_rng(seed)
     curve = 3 + 0.2 * rng.uniform(-1, 1, values) - 0.02 * np.arange(values) * BLOCKS / values
-    rule = Trend("loss", false_stop_rate=0.05, window=0.3)
+    rule = Trend("loss", false_stop_rate=0.05, window=0.3, wait=wait)
     verdicts, _ = fold(rule, curve.tolist(), every=every, steps=[every * i for i in range(values)],
                        planned=every * values)  # fmt: skip
     block = values // BLOCKS
-    width = round(0.3 * BLOCKS)
-    for count in range(width, BLOCKS + 1, 5):
+    for count in range(20, BLOCKS + 1, 4):
+        width = max(round(0.3 * BLOCKS), round(wait * (BLOCKS - count)))
+        evidence = verdicts[count * block - 1].evidence
+        if width > count:
+            assert evidence["upper"] is None
+            continue
         means = curve[: count * block].reshape(count, block).mean(axis=1)
         recent, x = means[-width:], np.arange(width)
         gain = -theilslopes(recent, x).slope * width
         differences = np.diff(means[-2 * width :])
         noise = 1.4826 * np.median(np.abs(differences - np.median(differences))) / math.sqrt(2)
         error = noise * width / math.sqrt(((x - x.mean()) ** 2).sum())
-        evidence = verdicts[count * block - 1].evidence
         assert evidence["gain"] == pytest.approx(gain, rel=1e-9)
         assert evidence["upper"] == pytest.approx(gain + NormalDist().inv_cdf(0.95) * error, rel=1e-9)
         assert verdicts[count * block - 1].stop == ("converged" in verdicts[count * block - 1].fired)
 
 
 def test_it_has_converged_when_the_bound_is_below_what_is_needed():
+    held = 0
     for seed in range(5):
         for verdict in fold(Trend("loss"), noisy(COURSES["plateau"], 0.05, seed))[0]:
             upper, needed = verdict.evidence["upper"], verdict.evidence["needed"]
             if upper is not None and verdict.reason != "rising":
-                assert verdict.stop == (upper < needed)
+                held += verdict.stop
+                assert not verdict.stop or upper <= needed
+            assert verdict.stop == (verdict.evidence["distance"] == 0)
+    assert held
 
 
 def test_nothing_is_judged_before_a_line_can_be_fitted():
@@ -91,11 +99,33 @@ def test_nothing_is_judged_before_a_line_can_be_fitted():
     assert all(verdict.evidence["gain"] is None and verdict.evidence["distance"] == 1 for verdict in verdicts)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("wait", [0.5, 1.0, 2.0])
+def test_a_plateau_must_last_wait_times_what_is_left(wait, noise):
+    """Flat from the 40th of 640 values on: the window is all of that when 640 - n = (n - 40) / wait."""
+    values = noisy([2.0 - i / 40 if i < 40 else 1.0 for i in range(LENGTH)], noise, 1)
+    index, reason = stop_of(Trend("loss", wait=wait, window=0.05), values)
+    flat, left = index + 1 - 40, LENGTH - index - 1
+    assert reason == "converged"
+    # The median slope bears a tenth or so of the window that is not flat, and judgements are 10 values apart.
+    assert 0.9 * wait <= (flat + 40) / left <= 1.3 * wait
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.002])
+def test_the_beginning_of_another_fall_is_no_plateau(noise):
+    """The line is not turned by its last tenth; still it does not stop there, where without that fall it would."""
+    flat = [1 + 2 * math.exp(-i / 20) for i in range(LENGTH)]
+    stop, reason = stop_of(Trend("loss"), noisy(flat, noise, 2))
+    assert reason == "converged"
+    falls = [value - 0.006 * max(0, i - stop + 30) for i, value in enumerate(flat)]
+    assert all(verdict.evidence["distance"] > 0 for verdict in fold(Trend("loss"), noisy(falls, noise, 2))[0])
+
+
 # On what it stops
 
 
 @pytest.mark.parametrize("planned", [None, 0], ids=["length known", "length unknown"])
-@pytest.mark.parametrize("noise", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.08])
 @pytest.mark.parametrize("every", [1, 10])
 def test_a_plateau_stops_and_what_still_falls_does_not(planned, noise, every):
     plateau = COURSES["plateau"] + [COURSES["plateau"][-1]] * (0 if planned is None else 2 * LENGTH)
