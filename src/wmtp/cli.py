@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import warnings
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +16,11 @@ import typer
 
 from wmtp.errors import UserError, WmtpError
 from wmtp.version import __version__
+
+RANK = int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+"""Which of several processes a launcher has started this as; None if there is one."""
+ECHO = 5.0
+"""Seconds that a process other than 0 waits before it tells what is wrong."""
 
 app = typer.Typer(
     help="Fine-tune code models that predict several tokens at once, and know when to stop.",
@@ -71,6 +78,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="RULE", help="ask this rule beside stage 2's own; it never stops: trend, {any: [..]}"),
     ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="devices.num_proc: processes on this machine; torchrun starts its own")
+    ] = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="leave out the recipe's evaluation")] = False,
     accept_unsandboxed: Unsandboxed = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="load everything, say what would happen, stop")] = False,
@@ -80,6 +90,7 @@ def train(
     changes = list(overrides or [])
     changes += [f"run.name={json.dumps(run_name)}"] if run_name is not None else []
     changes += [f"run.tags={json.dumps(tags.split(','))}"] if tags is not None else []
+    changes += [f"devices.num_proc={nproc}"] if nproc is not None else []
     from wmtp.settings import load_settings
 
     settings = load_settings(recipe, config, changes + _shadow_rules(shadow or []))
@@ -88,6 +99,8 @@ def train(
     if dry_run:
         job.dry_run(settings, accept_unsandboxed=accept_unsandboxed)
         return
+    if settings.config.devices.num_proc > 1 and RANK is None:
+        sys.exit(job.train_in_processes(settings, sys.argv[1:]))
     summary = job.train(
         settings,
         resume=resume,
@@ -96,7 +109,7 @@ def train(
         no_eval=no_eval,
         accept_unsandboxed=accept_unsandboxed,
     )
-    if as_json:
+    if as_json and not RANK:
         typer.echo(json.dumps(summary))
 
 
@@ -174,17 +187,35 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(recipe: Recipe, config: Config = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say whether recipe and config are valid, and what they come to."""
+def check(
+    recipe: Recipe,
+    config: Config = None,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="how many there are; else devices.num_proc")] = None,
+    gpu: Annotated[str | None, typer.Option(help="kind, for its memory and speed: A100, H100, ..")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="memory of each, like 80GB")] = None,
+    tflops: Annotated[float | None, typer.Option(min=1e-3, help="that each really does; else 40 % of its peak")] = None,
+    no_estimate: Annotated[bool, typer.Option("--no-estimate", help="valid or not, at once")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether recipe and config are valid, what they come to, and what memory, disk and time that needs."""
     from wmtp.settings import dump_yaml, load_settings
 
     settings = load_settings(recipe, config, overrides or [])
-    if as_json:
-        both = {"recipe": settings.recipe, "config": settings.config}
-        typer.echo(json.dumps({name: part.model_dump(mode="json", by_alias=True) for name, part in both.items()}))
-    else:
+    if not as_json:
         typer.echo(f"# recipe\n{dump_yaml(settings.recipe)}\n# config\n{dump_yaml(settings.config)}")
         typer.echo("valid", err=True)
+    found = None
+    if not no_estimate:
+        from wmtp.estimate import estimate, lines, machine_of
+
+        found = estimate(settings, machine_of(settings, gpus, gpu, gpu_memory, tflops))
+        if not as_json:
+            typer.echo("\n# estimate\n" + "\n".join(f"# {line}" for line in lines(found)))
+    if as_json:
+        both = {"recipe": settings.recipe, "config": settings.config}
+        dumped = {name: part.model_dump(mode="json", by_alias=True) for name, part in both.items()}
+        typer.echo(json.dumps(dumped | {"estimate": found}))
 
 
 @app.command()
@@ -299,5 +330,9 @@ def main() -> None:
         app()
     except WmtpError as error:
         label = "error: " if isinstance(error, UserError) else ""
+        if RANK:
+            # What is wrong on process 0 too is told there, and the launcher then ends this one before it repeats it.
+            time.sleep(ECHO)
+            label = f"process {RANK}: {label}"
         typer.echo(f"{label}{error}", err=True)
         sys.exit(error.exit_code)

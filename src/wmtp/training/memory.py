@@ -26,7 +26,7 @@ def update_memory(
     sharding: Sharding,
     reference: MTPModel | None = None,
 ) -> dict[str, float]:
-    """Bytes of each process by part, at the moment when they are most; `host`: of the CPU's memory, if offloaded.
+    """Bytes of each process by part, at the moment when they are most; `offloaded`: of the CPU's memory.
 
     Args:
         model: on the meta device, frozen where it does not learn.
@@ -54,8 +54,13 @@ def update_memory(
     }
     if sharding.cpu_offload and processes > 1:
         kept = ("weights", "optimizer", "gradients", "reference")
-        parts = {**parts, **dict.fromkeys(kept, 0.0), "host": sum(parts[name] for name in kept)}
+        parts = {**parts, **dict.fromkeys(kept, 0.0), "offloaded": sum(parts[name] for name in kept)}
     return parts
+
+
+def pieces_of(sharding: Sharding, processes: int) -> int:
+    """How many processes share a copy of the model."""
+    return {"full": processes, "hybrid": sharding.shard_size or processes, "none": 1}[sharding.kind]
 
 
 def count(module: nn.Module, *, learnt: bool = False) -> int:
@@ -90,7 +95,7 @@ class _Spread:
         root, learnt = count(model) - sum(layers), count(model, learnt=True)
         if processes == 1:
             return _Spread(1, torch.float32, 0, max(layers), root, learnt, alone=True)
-        pieces = {"full": processes, "hybrid": sharding.shard_size or processes, "none": 1}[sharding.kind]
+        pieces = pieces_of(sharding, processes)
         at_a_time = 2 * max(layers) if sharding.reshard_after_forward else sum(layers)
         dtype = sharding.param_dtype
         return _Spread(pieces, dtype, dtype.itemsize * (root + at_a_time), max(layers), root, learnt, alone=False)

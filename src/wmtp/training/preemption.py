@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 
 
+ECHO = 5.0
+"""Seconds in which further signals are the same request: Ctrl-C and a scheduler reach a launcher and, by it or by
+themselves, its processes."""
+
+
 class Preemption:
-    """While entered, the first SIGTERM or SIGINT sets a flag; a second one acts as if we weren't here."""
+    """While entered, the first SIGTERM or SIGINT sets a flag; one that comes later acts as if we weren't here."""
 
     def __init__(self) -> None:
         self.name = ""
+        self._noted = 0.0
         self._before: dict[signal.Signals, signal._HANDLER] = {}  # pyright: ignore[reportPrivateUsage]
 
     def __call__(self) -> bool:
@@ -28,9 +35,15 @@ class Preemption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.name = signal.Signals(number).name
-        self._restore()
+        if not self.name:
+            self.name, self._noted = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() > self._noted + ECHO:
+            before = self._before[signal.Signals(number)]
+            self._restore()
+            if callable(before):
+                before(number, frame)
+            else:
+                signal.raise_signal(number)
 
     def _restore(self) -> None:
         while self._before:
