@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
 from importlib.resources import files
 from pathlib import Path
 from time import strftime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -224,6 +225,29 @@ def report(run: Annotated[Path, typer.Argument(help="the folder of a run")]) -> 
     from wmtp.report import write_report
 
     typer.echo(write_report(run))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="a run's folder, or a model: folder or .gguf file")],
+    out: Annotated[Path, typer.Argument(help="the new folder")],
+    to: Annotated[
+        Literal["hf", "meta"],
+        typer.Option(help="hf: the trunk, for transformers and vLLM; meta: trunk and heads in Meta's own form"),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model in a form that other programs read."""
+    from wmtp.export import export
+
+    signal.signal(signal.SIGTERM, _leave)  # so that the half-made folder goes too
+    export(model, out, to)
+    typer.echo(json.dumps({"path": str(out), "form": to}) if as_json else out)
+
+
+def _leave(number: int, _: object) -> None:
+    """End as a person's Ctrl-C does: what is open is closed."""
+    sys.exit(128 + number)
 
 
 @app.command()

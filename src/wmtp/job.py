@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from wmtp.assemble import Job, assemble, make_device, make_hardware
-from wmtp.errors import CheckpointError, PreemptedError, WmtpError
+from wmtp.errors import CheckpointError, LostProcessError, PreemptedError, WmtpError
 from wmtp.evaluate.sandbox import Sandbox
 from wmtp.evaluation import CONFIG, RECIPE, evaluate_model, parts, score_lines, scores_of
 from wmtp.model import MTPModel, load_model
@@ -87,6 +88,14 @@ def train(
         return _train(settings, make_hardware(config, device, world), how)
 
 
+def _last_words(folder: RunFolder, world: World, lost: LostProcessError, *, say: bool = True) -> None:
+    """Why the run ends, from one of the processes that are left."""
+    if world.rank == min({*range(world.size)} - {*lost.missing}):
+        folder.write_last_words(str(lost))
+        if say:
+            sys.stderr.write(f"{lost}; go on with: --resume auto\n")
+
+
 def train_in_processes(settings: Settings, words: Sequence[str]) -> int:
     """Run `wmtp` with `words`, a `train` command, in `devices.num_proc` processes; gives the exit code.
 
@@ -139,10 +148,9 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
         except BaseException as error:
             lost = world.lost(error) if isinstance(error, RuntimeError) else None
             told = lost or error
-            reason = str(told) if isinstance(told, WmtpError) else repr(told)
-            folder.write_status("failed", reason=reason)
-            if lost and lost.missing and world.rank == min({*range(world.size)} - {*lost.missing}) > 0:
-                folder.write_last_words(reason)
+            folder.write_status("failed", reason=str(told) if isinstance(told, WmtpError) else repr(told))
+            if lost:
+                _last_words(folder, world, lost, say=False)
             tracker.finish("failed")
             raise told from error
         tracker.finish("finished")
@@ -165,13 +173,14 @@ def _stages(
     before = exam(job, job.fresh, "eval_before.json") if exam and settings.recipe.eval.before else None
     done: dict[str, Progress] = {}
     told: dict[str, dict[str, JSON]] = {}
-    with closing(_run(settings, folder, screen, tracker, preempted, job, stores, how.resume)) as run:
+    with (
+        closing(_run(settings, folder, screen, tracker, preempted, job, stores, how.resume)) as run,
+        world.watched(between.timeout, partial(_last_words, folder, world)),
+    ):
         run.allow_change, run.continue_stopped = how.allow_change, how.continue_stopped
-        world.wait_at_most(between.timeout)
         for stage in job.stages:
             done[stage.name] = fit(stage, run)
             told[stage.name] = job.after(stage.name, done[stage.name], folder.path)
-        world.wait_at_most(between.start_timeout)
     summary = _hand_on(job, done, told, folder, screen, tracker)
     if exam:
         after = exam(job, partial(load_model, str(folder.path / "model"), horizon=None), "eval.json")

@@ -6,13 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["wmtp.job", "tests.distributed.ranks"])
@@ -25,19 +26,21 @@ class Job:
     Attributes:
         ranks: the processes.
         folder: where they run; each writes to `rank-N.log` there.
+        store: through which they find each other.
     """
 
     ranks: Sequence[BaseProcess]
     folder: Path
+    store: TCPStore
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Exit codes; as a launcher does, the others are ended when one has failed (after 20 s, to hear them out)."""
+        """Exit codes; as a launcher does, the others are ended when one has failed (after 15 s, to hear them out)."""
         deadline, failed = time.monotonic() + seconds, None
         while any(rank.is_alive() for rank in self.ranks) and time.monotonic() < deadline:
             time.sleep(0.02)
             if failed is None and any(rank.exitcode for rank in self.ranks):
                 failed = time.monotonic()
-            if failed is not None and time.monotonic() > failed + 20:
+            if failed is not None and time.monotonic() > failed + 15:
                 break
         codes = [rank.exitcode for rank in self.ranks]
         self.kill()
@@ -65,13 +68,13 @@ class Job:
 def start(folder: Path, ranks: int, *words: str, prepare: Callable[[int], None] | None = None) -> Job:
     """Start `wmtp WORDS` in `folder`; with one rank as a process alone. `prepare` is called in each before, with its
     rank; without words nothing else is."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [SERVER.Process(target=_run, args=(folder, rank, ranks, port, words, prepare)) for rank in range(ranks)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the launcher has it
+    processes = [
+        SERVER.Process(target=_run, args=(folder, rank, ranks, store.port, words, prepare)) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
-    return Job(processes, folder)
+    return Job(processes, folder, store)
 
 
 def _run(
@@ -92,6 +95,8 @@ def _run(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "GLOO_SOCKET_IFNAME": "lo",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
         }
     import torch
 

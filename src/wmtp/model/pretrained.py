@@ -8,7 +8,7 @@ made, on one tiny batch: what we compute must equal the library's own logits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +31,7 @@ from wmtp.errors import ModelError
 from wmtp.model.builtin import BUILTIN_TINY, tiny_config
 from wmtp.model.files import checkpoint_keys, gguf_of, native_mtp_keys
 from wmtp.model.kv_cache import KVCache
+from wmtp.model.meta import Origin
 from wmtp.model.mtp import TrunkOutput
 
 LOGIT_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -37,12 +39,17 @@ FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "final_nor
 
 
 class CausalTrunk(nn.Module):
-    """A causal language model, taken apart where MTP heads are attached (a `wmtp.model.mtp.Trunk`)."""
+    """A causal language model, taken apart where MTP heads are attached (a `wmtp.model.mtp.Trunk`).
+
+    Attributes:
+        origin: what is remembered of a model that came in Meta's form.
+    """
 
     def __init__(self, lm: PreTrainedModel, name: str) -> None:
         """Find the parts of `lm`; `ModelError` names what is missing. `name` is used in messages."""
         super().__init__()
         self.lm, self.name = lm, name
+        self.origin: Origin | None = None
         decoder = lm.base_model
         layers = [m for m in decoder.children() if isinstance(m, nn.ModuleList)]
         norms = [m for n, m in decoder.named_children() if n in FINAL_NORMS]
@@ -240,10 +247,28 @@ def load_trunk(folder: Path | str, *, native_mtp: Literal["refuse", "drop"], see
     return trunk
 
 
-def empty_trunk(folder: Path | str) -> CausalTrunk:
-    """The trunk that `load_trunk` gives for `folder`, without values (on the meta device)."""
-    if str(folder) == BUILTIN_TINY:
-        config: Any = LlamaConfig(**cast(Any, tiny_config()))
+def make_llama(settings: Mapping[str, Any], weights: Iterable[tuple[str, Tensor]], name: str) -> CausalTrunk:
+    """A Llama trunk with fp32 weights.
+
+    Args:
+        settings: of a `LlamaConfig`.
+        weights: all of them by name.
+        name: used in messages.
+    """
+    # A copy of each: the library keeps fp32 values as they are given, and these may lie in a file that is overwritten.
+    values = {name: value.to(torch.float32, copy=True) for name, value in weights}
+    options: dict[str, Any] = {"config": LlamaConfig(**settings), "state_dict": values, "dtype": torch.float32}
+    with _quiet_library():
+        lm = cast(Any, LlamaForCausalLM).from_pretrained(None, **options)
+    trunk = CausalTrunk(lm, name)
+    trunk.check()
+    return trunk
+
+
+def empty_trunk(folder: Path | str, llama: Mapping[str, Any] | None = None) -> CausalTrunk:
+    """The trunk that `load_trunk`, or `make_llama` with these settings, gives, without values (on the meta device)."""
+    if llama is not None or str(folder) == BUILTIN_TINY:
+        config: Any = LlamaConfig(**cast(Any, llama or tiny_config()))
     else:
         place, gguf_file = gguf_of(Path(folder))
         options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}

@@ -20,13 +20,14 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 
 from wmtp.errors import CheckpointError, LostProcessError, UserError
+from wmtp.training.watchdog import Watchdog, within
 
 T = TypeVar("T")
 
-_APART = "apart"
 NOTICE = 3.0
 """Seconds in which all processes that live notice that one is gone."""
 
@@ -46,6 +47,8 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     group: dist.ProcessGroup | None = None
+    _stores: list[Store] = field(default_factory=list[Store], repr=False)
+    _watchdog: list[Watchdog] = field(default_factory=list[Watchdog], repr=False)
     _names: WeakKeyDictionary[object, list[str]] = field(
         default_factory=lambda: WeakKeyDictionary[object, list[str]](), repr=False
     )
@@ -122,7 +125,7 @@ class World:
         """
         if self.size == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc=_APART)
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         assert isinstance(group, dist.ProcessGroup), "this process is a member"
         return World(self.rank, self.size, self.local_rank, self.local_size, group)
 
@@ -160,13 +163,29 @@ class World:
         sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
         return math.prod(size for placement, size in sizes if placement.is_replicate())
 
-    def wait_at_most(self, seconds: float) -> None:
-        """Together: from now on the others are waited for so long, but in groups that are `apart`."""
-        if self.size > 1:
-            self.wait()
-            for group in dist.distributed_c10d._world.pg_map:  # pyright: ignore[reportPrivateUsage]
-                if group.group_desc != _APART:
-                    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)  # pyright: ignore[reportPrivateUsage]
+    @contextmanager
+    def watched(self, seconds: float, last_words: Callable[[LostProcessError], None]) -> Generator[None]:
+        """Inside, a process that waits for others for more than `seconds` in what is `in_time` ends itself.
+
+        `last_words` is called before, in another thread, and told who is missing.
+        """
+        if self.size == 1:
+            yield
+            return
+        self._watchdog.append(Watchdog(self.rank, self.size, _store(), seconds, last_words))
+        try:
+            yield
+        finally:
+            self._watchdog.pop().stop()
+
+    @contextmanager
+    def in_time(self) -> Generator[Callable[[], None]]:
+        """Watched, if anything is; gives what is called between two pieces of work, each of which has its own time."""
+        if not self._watchdog:
+            yield lambda: None
+            return
+        with self._watchdog[-1].watching():
+            yield self._watchdog[-1].next_piece
 
     def lost(self, error: RuntimeError) -> LostProcessError | None:
         """What to say if `error` comes of another process that is gone or hangs; None if it does not.
@@ -175,13 +194,14 @@ class World:
         """
         if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             return None
-        store = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
-        try:
+
+        def others() -> list[int]:
             store.set(f"wmtp/noticed/{self.rank}", "")
             time.sleep(NOTICE)
-            missing = [rank for rank in range(self.size) if not store.check([f"wmtp/noticed/{rank}"])]
-        except RuntimeError:  # the store was the lost process's
-            missing = [0]
+            return [rank for rank in range(self.size) if not store.check([f"wmtp/noticed/{rank}"])]
+
+        store = self._stores[0]
+        missing = within(2 * NOTICE, others, [0])  # if the store is gone, it was that of the first
         who = f"process {', '.join(map(str, missing))}" if missing else "a process"
         return LostProcessError(f"{who} of the run's {self.size} is gone or does not answer: {error}", tuple(missing))
 
@@ -202,7 +222,7 @@ def join_world(device: torch.device, backend: str, timeout: float) -> Generator[
     Args:
         device: what kind tensors are on.
         backend: auto, gloo or nccl.
-        timeout: seconds that the others are waited for, until `World.wait_at_most` says otherwise.
+        timeout: seconds that the others are waited for, where nothing else is said (`World.watched`).
 
     Raises:
         UserError: the backend does not fit the device, or the other processes can't be reached.
@@ -223,10 +243,17 @@ def join_world(device: torch.device, backend: str, timeout: float) -> Generator[
         dist.init_process_group(over, timeout=timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the other {world.size - 1} processes of the run can't be reached: {error}") from error
+    world._stores.append(_store())  # pyright: ignore[reportPrivateUsage]
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> Store:
+    """The launcher's store, by a connection of its own."""
+    store = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+    return cast(Any, store).clone()
 
 
 def local(tensor: Tensor) -> Tensor:

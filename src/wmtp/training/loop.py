@@ -12,7 +12,7 @@ they decide alike: to stop, to evaluate, to save, to leave.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -141,6 +141,10 @@ class RunLog(Protocol):
         """Weights in the checkpoint of `step`, None if it is gone or damaged."""
         ...
 
+    def paces(self, step: int, seconds: Sequence[float]) -> None:
+        """What each process took on its own before step `step`: to load its data, above all."""
+        ...
+
     def record(self, stage: Stage[Any], progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
         """Write a settled step to the records and the screen."""
         ...
@@ -171,17 +175,20 @@ def fit(stage: Stage[Any], run: RunLog) -> Progress:
 
 def _take_step(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.GradScaler, begun: float) -> bool:
     """One update; whether a signal asked any process to leave."""
-    started, main = time.monotonic(), stage.hardware.world.main
+    started, world = time.monotonic(), stage.hardware.world
     epoch, batch = stage.batches.at(now.step)
     if stage.before_step is not None:
         stage.before_step(now.step)
     # Dropout is a function of the step and the process, not of the history.
-    torch.manual_seed((stage.seed * 1_000_003 + now.step) * 1009 + stage.hardware.world.rank)
+    torch.manual_seed((stage.seed * 1_000_003 + now.step) * 1009 + world.rank)
+    own = time.monotonic() - started
 
     def tell() -> dict[str, float]:
         # Clocks differ, and a rule may look at them: the main process's counts.
-        seconds = time.monotonic() - begun if main else 0.0
-        return {"tokens": float((batch.documents >= 0).sum()), "seconds": seconds, "leave": float(run.preempted())}
+        seconds = time.monotonic() - begun if world.main else 0.0
+        paces = {f"pace_{rank}": own * (rank == world.rank) for rank in range(world.size)}
+        tokens = float((batch.documents >= 0).sum())
+        return {"tokens": tokens, "seconds": seconds, "leave": float(run.preempted()), **paces}
 
     metrics = train_step(
         stage.model,
@@ -196,6 +203,7 @@ def _take_step(stage: Stage[Any], run: RunLog, now: Progress, scaler: torch.amp.
     )
     now.tokens += int(metrics.pop("tokens"))
     now.seconds, leave = metrics.pop("seconds"), metrics.pop("leave") > 0
+    run.paces(now.step + 1, [metrics.pop(f"pace_{rank}") for rank in range(world.size)])
     now.pending, now.memory = stage.objective.derive(metrics, now.memory)
     now.step, now.epoch = now.step + 1, epoch
     now.step_seconds += time.monotonic() - started

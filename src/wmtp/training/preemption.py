@@ -6,7 +6,6 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-
 ECHO = 5.0
 """Seconds in which further signals are the same request: Ctrl-C and a scheduler reach a launcher and, by it or by
 themselves, its processes."""

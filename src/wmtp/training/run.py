@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any, cast
 
 from torch import Tensor
@@ -18,6 +19,9 @@ from wmtp.training.saver import Saver
 from wmtp.training.store import CheckpointStore
 from wmtp.training.tracking import MetricsFile, Tracker
 from wmtp.types import JSON, Verdict
+
+SLOW = 0.2
+"""Seconds a step that a process may take on its own, beyond twice what the others take."""
 
 
 class Run:
@@ -63,6 +67,7 @@ class Run:
         """Whether to go on with other data; although the saved stage had been stopped early."""
         self.metrics = MetricsFile(folder.metrics) if world.main else None
         self._last_log = (0, 0.0)
+        self._paces, self._next_warning = [0.0] * world.size, 10
         self._saver = Saver(world, save_wait, screen.say, background=background)
 
     def close(self) -> None:
@@ -134,6 +139,19 @@ class Run:
             self.screen.say(f"warning: the best step's weights can't be had, the last ones stay: {error}")
             return None
         return checkpoint.read_tensors(found, only="model/", like=like)["model"]
+
+    def paces(self, step: int, seconds: Sequence[float]) -> None:
+        """Warn of a process that all others wait for.
+
+        What processes do in step (the passes through a model in pieces) takes them all equally long, whoever is slow.
+        """
+        self._paces = [0.9 * mean + 0.1 * new for mean, new in zip(self._paces, seconds, strict=True)]
+        *others, slowest = sorted(self._paces)
+        if step >= self._next_warning and others and slowest > SLOW + 2 * median(others):
+            self._next_warning = step + 1000
+            each = ", ".join(f"{rank}: {mean:.2f}" for rank, mean in enumerate(self._paces))
+            rank = self._paces.index(slowest)
+            self.screen.say(f"warning: all wait for process {rank}: seconds a step that each takes on its own: {each}")
 
     def record(self, stage: Stage[Any], progress: Progress, metrics: dict[str, float], verdict: Verdict) -> None:
         """Every step into `metrics.jsonl`; every `log_interval`-th, evaluations and the end to screen and tracker."""

@@ -94,20 +94,22 @@ def train_step(
         TrainingFailedError: a loss or gradient is not finite; the weights are as before, on every process.
     """
     world = hardware.world
-    counts = world.sum(objective.num_targets(batch))
-    assert bool((counts > 0).any()), "the loader gives no batch without targets"
-    targets = counts.clamp_min(1).to(hardware.device)
     sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for part in hardware.micro_batches(batch):
-        with hardware.autocast():
-            output = objective(model, part)
-        scaler.scale((output.loss / targets).sum()).backward()
-        _add(sums, output.metrics)
-    scaler.unscale_(optimizer)
-    world.sum_gradients(model)
-    told = dict(tell())
-    metrics, (square, *totals) = _reduce(objective, sums, hardware, [_square_norm(model, world), *told.values()])
+    with world.in_time() as done:
+        counts = world.sum(objective.num_targets(batch))
+        assert bool((counts > 0).any()), "the loader gives no batch without targets"
+        targets = counts.clamp_min(1).to(hardware.device)
+        for part in hardware.micro_batches(batch):
+            with hardware.autocast():
+                output = objective(model, part)
+            scaler.scale((output.loss / targets).sum()).backward()
+            _add(sums, output.metrics)
+            done()
+        scaler.unscale_(optimizer)
+        world.sum_gradients(model)
+        told = dict(tell())
+        metrics, (square, *totals) = _reduce(objective, sums, hardware, [_square_norm(model, world), *told.values()])
     norm = torch.tensor(math.sqrt(square))
     metrics["grad_norm"] = float(norm)
     _fail_unless_finite(metrics, sums, batch, scaler, world)
@@ -137,15 +139,17 @@ def evaluate(
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
-    for batch in batches:
-        for part in hardware.micro_batches(batch):
-            with hardware.autocast():
-                _add(sums, objective(model, part).metrics)
-        if hardware.world.any(interrupted()):
-            _end(model, training)
-            return None
-    _end(model, training)
-    return objective.derive(_reduce(objective, sums, hardware)[0])[0]
+    with hardware.world.in_time() as done:
+        for batch in batches:
+            for part in hardware.micro_batches(batch):
+                with hardware.autocast():
+                    _add(sums, objective(model, part).metrics)
+            if hardware.world.any(interrupted()):
+                _end(model, training)
+                return None
+            done()
+        _end(model, training)
+        return objective.derive(_reduce(objective, sums, hardware)[0])[0]
 
 
 def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
@@ -190,7 +194,7 @@ def _reduce(
     flat = torch.cat([*(sums.get(name, nothing).double() for name in names), *tail])
     values = cast("list[float]", hardware.world.sum(flat).tolist())
     pairs = zip(names, values[: 2 * len(names) : 2], values[1 : 2 * len(names) : 2], strict=True)
-    return {name: total / count for name, total, count in pairs if count > 0}, values[2 * len(names) :]
+    return {name: total / count for name, total, count in pairs if count != 0}, values[2 * len(names) :]
 
 
 def _fail_unless_finite(

@@ -1,0 +1,223 @@
+"""What happens to one of several processes, and what the others make of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.place import TRAIN, same, status, weights
+from tests.distributed.ranks import Job, start
+from tests.distributed.test_updates import rows, settings
+
+LONG = settings("train.max_steps=3000", "optim.scheduler=constant", "train.num_epochs=1000")
+SHORT = settings("devices.distributed={timeout: 6, start_timeout: 60}")
+
+
+def steps(place: Path, name: str = "small") -> int:
+    """How many rows the run has logged."""
+    log = place / "runs" / name / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
+
+def under_way(place: Path, job: Job, least: int = 8) -> None:
+    deadline = time.monotonic() + 60
+    while steps(place) < least:
+        assert time.monotonic() < deadline, job.log()
+        assert all(rank.is_alive() for rank in job.ranks), job.log() + job.log(1)
+        time.sleep(0.02)
+
+
+def goes_on(place: Path) -> None:
+    """The run can be resumed, and ends."""
+    newest = max(
+        int(path.name[5:]) for path in (place / "runs/small/checkpoints/train").iterdir() if ".tmp" not in path.name
+    )
+    more = (
+        "--set",
+        f"train.max_steps={newest + 4}",
+        "--resume",
+        "auto",
+        "--allow-change",
+        "--set",
+        "train.num_epochs=1000",
+    )
+    job = start(place, 2, *TRAIN, "--set", "optim.scheduler=constant", *more)
+    assert job.wait() == [0, 0], job.log()
+    assert f"resuming stage train at step {newest}" in job.log()
+
+
+@pytest.mark.parametrize("told", [(), (0,), (1,)], ids=["all", "rank 0", "rank 1"])
+def test_sigterm_saves_the_same_step_everywhere(place: Path, told: tuple[int, ...]) -> None:
+    job = start(place, 2, *TRAIN, *LONG)
+    under_way(place, job)
+    job.send(signal.SIGTERM, *told)
+    job.send(signal.SIGTERM, *told)  # as from a launcher and a scheduler; it is one request
+    asked = time.monotonic()
+    assert job.wait() == [75, 75], job.log() + job.log(1)
+    assert time.monotonic() - asked < 30
+    ended = status(place)
+    assert ended["state"] == "preempted"
+    state = json.loads((Path(str(ended["checkpoint"])) / "run_state.json").read_text())
+    assert state["progress"]["step"] == ended["step"]
+    assert "go on with: --resume auto" in job.log()
+    goes_on(place)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_and_is_named(place: Path, rank: int) -> None:
+    job = start(place, 2, *TRAIN, *LONG)
+    under_way(place, job)
+    job.send(signal.SIGKILL, rank)
+    killed = time.monotonic()
+    codes = job.wait()
+    assert time.monotonic() - killed < 60
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] == 4
+    assert f"process {rank} of the run's 2 is gone or does not answer" in job.log(1 - rank)
+    assert "Traceback" not in job.log(1 - rank)
+    assert status(place)["state"] == "failed"
+    assert f"process {rank}" in str(status(place)["reason"])
+    goes_on(place)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_ends_the_job_after_the_timeout_and_is_named(place: Path, rank: int) -> None:
+    job = start(place, 2, *TRAIN, *LONG, *SHORT)
+    under_way(place, job)
+    job.send(signal.SIGSTOP, rank)
+    stopped = time.monotonic()
+    codes = job.wait()
+    assert time.monotonic() - stopped < 60
+    assert codes[1 - rank] == 4, job.log(1 - rank)
+    assert f"process {rank} of the run's 2 is gone or does not answer" in job.log(1 - rank)
+    goes_on(place)
+
+
+def broken_on(rank: int, *, target: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """On process `target`, from its sixth update on, `change` the metrics that the objective gives."""
+    from wmtp.objectives import WeightedMTP
+
+    original, calls = WeightedMTP.__call__, 0
+
+    def patched(self: WeightedMTP, model: Any, batch: Any) -> Any:
+        nonlocal calls
+        output = original(self, model, batch)
+        calls += torch.is_grad_enabled()
+        if rank == target and calls > 5 and torch.is_grad_enabled():
+            change(output.metrics)
+        return output
+
+    WeightedMTP.__call__ = patched  # type: ignore[method-assign]
+
+
+def nan_loss(metrics: dict[str, Any]) -> None:
+    metrics["loss"] = metrics["loss"] * math.nan
+
+
+def no_loss(metrics: dict[str, Any]) -> None:
+    del metrics["loss_h2"]
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_nan_on_one_process_ends_all_before_the_update(place: Path, target: int) -> None:
+    job = start(place, 2, *TRAIN, prepare=partial(broken_on, target=target, change=nan_loss))
+    assert job.wait() == [3, 3], job.log() + job.log(1)
+    assert "loss not finite; this update was not made" in job.log()
+    assert f"documents process {target}:" in job.log()
+    assert "loss_h1" in job.log(), "the losses of all heads are told"
+    assert [row["step"] for row in rows(place, "small")] == [0, 1, 2, 3, 4, 5]
+    assert status(place)["state"] == "failed"
+    goes_on(place)
+
+
+def test_a_metric_missing_on_one_process_holds_nobody_up(place: Path) -> None:
+    job = start(place, 2, *TRAIN, prepare=partial(broken_on, target=1, change=no_loss))
+    assert job.wait() == [0, 0], job.log() + job.log(1)
+    assert all(math.isfinite(row["loss_h2"]) for row in rows(place, "small")[1:])
+
+
+def slow_loader(rank: int) -> None:
+    from wmtp.data import Loader
+
+    original = Loader.at
+
+    def at(self: Loader, step: int) -> Any:
+        time.sleep(0.5 * (rank == 1))
+        return original(self, step)
+
+    Loader.at = at  # type: ignore[method-assign]
+
+
+def test_a_slow_process_is_named(place: Path) -> None:
+    job = start(place, 2, *TRAIN, prepare=slow_loader)
+    assert job.wait() == [0, 0], job.log()
+    assert "all wait for process 1" in job.log()
+
+
+def failing_disk(rank: int, *, target: int, times: int) -> None:
+    """On process `target`, the first `times` checkpoints can't be hashed: the disk gives an error."""
+    from wmtp.training import checkpoint
+
+    original, calls = checkpoint.hash_files, 0
+
+    def hash_files(files: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if rank == target and calls <= times:
+            raise OSError(28, "No space left on device")
+        return original(files)
+
+    checkpoint.hash_files = hash_files
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_save_that_fails_on_one_process_is_told_and_training_goes_on(place: Path, target: int) -> None:
+    whole = start(place, 2, *TRAIN, "--run-name", "whole")
+    assert whole.wait() == [0, 0]
+    job = start(place, 2, *TRAIN, prepare=partial(failing_disk, target=target, times=2))
+    assert job.wait() == [0, 0], job.log() + job.log(1)
+    assert job.log().count(f"is not saved, training goes on: {place}") == 2
+    assert f"process {target}: [Errno 28] No space left on device" in job.log()
+    assert same(weights(place), weights(place, "whole"))
+    assert not list((place / "runs/small/checkpoints/train").glob("*.tmp-*"))
+
+
+def test_the_third_failed_save_in_a_row_ends_the_run(place: Path) -> None:
+    job = start(place, 2, *TRAIN, prepare=partial(failing_disk, target=1, times=100))
+    assert job.wait()[0] == 2, job.log()
+    assert "earlier checkpoints are as they were" in job.log()
+    assert "Traceback" not in job.log()
+    assert steps(place) < 30
+    assert status(place)["state"] == "failed"
+
+
+def slow_disk(rank: int) -> None:
+    from wmtp.training import checkpoint
+
+    original = checkpoint.hash_files
+
+    def hash_files(files: Any) -> Any:
+        time.sleep(1.5 * (rank == 1))
+        return original(files)
+
+    checkpoint.hash_files = hash_files
+
+
+def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(place: Path) -> None:
+    job = start(
+        place, 2, *TRAIN, *settings("devices.distributed={save_wait: 0.2}", "train.max_steps=29"), prepare=slow_disk
+    )
+    codes = job.wait()
+    assert "is not saved: the checkpoint before it is still being written" in job.log()
+    # The last one has to be saved, and can't wait for longer than it may.
+    assert codes[0] in (0, 2), job.log()
+    assert "Traceback" not in job.log()
