@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import normalizers, processors
+from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 
 from wmtp.data.cache import TokenCounts, TokenStore, open_or_build
 from wmtp.data.sources import Example
@@ -34,7 +36,9 @@ _COMPARED = 200
 
 
 def load_tokenizer(location: str, gguf_file: str | None = None) -> Tokenizer:
-    """The tokenizer of a model folder, a `.gguf` file, a hub id, or a lone `.json` with `<eos>` and `<pad>`.
+    """The tokenizer of a model folder, a `.gguf` file, a hub id, a Llama 2 `tokenizer.model`, or a lone `.json`.
+
+    The `.json` is to have `<eos>` and `<pad>`.
 
     Args:
         location: the file, folder or hub id.
@@ -46,6 +50,8 @@ def load_tokenizer(location: str, gguf_file: str | None = None) -> Tokenizer:
     path = Path(location)
     if path.suffix == ".json":
         return _from_json(path)
+    if path.suffix == ".model":
+        return _from_sentencepiece(path)
     if path.suffix == ".gguf":
         location, gguf_file = str(path.parent), path.name
     if path.is_absolute() and not path.exists():
@@ -77,6 +83,26 @@ def _from_json(path: Path) -> Tokenizer:
             f"{path} ({model.get('type')}) lacks <eos> or <pad>: give the folder with tokenizer_config.json"
         )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+
+
+def _from_sentencepiece(path: Path) -> Tokenizer:
+    """As Meta's code reads it: bos, then the text behind a space, even one that begins with a space."""
+    cure = "or put the same tokenizer as tokenizer.json and tokenizer_config.json beside it"
+    try:
+        # transformers reads a file that was cut short as a smaller one; the library itself says what is wrong.
+        checked: Any = import_module("sentencepiece").SentencePieceProcessor(model_file=str(path))
+        loaded: Any = cast("Any", LlamaTokenizerFast).from_pretrained(path.parent)
+    except ImportError as error:
+        raise ModelError(f"{path}: needs the package sentencepiece ({error}): pip install it, {cure}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: not a SentencePiece model that can be read ({error}); copy it again") from error
+    bos, eos, unk = (checked.id_to_piece(i) for i in (checked.bos_id(), checked.eos_id(), checked.unk_id()))
+    backend: Backend = loaded.backend_tokenizer
+    # The library's own puts no space before a text that begins with one: indented code would get other tokens.
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A $B", [(bos, checked.bos_id())])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token=unk)
 
 
 def check_same_tokens(own: Tokenizer, other: Tokenizer, examples: Sequence[Example], key: str) -> None:
