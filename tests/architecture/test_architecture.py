@@ -64,7 +64,18 @@ def test_only_the_top_sees_the_settings() -> None:
     users = {m for m, path in MODULES.items() if any(within(name, "wmtp.settings") for name in imports_of(path))}
     above = {user for user in users if not within(user, "wmtp.settings")}
     # "wmtp" is the function `wmtp.train`.
-    top = ("assemble", "cli", "estimate", "evaluation", "inputs", "job", "pretraining", "stop_tune", "stop_view", "weights_view")
+    top = (
+        "assemble",
+        "cli",
+        "estimate",
+        "evaluation",
+        "inputs",
+        "job",
+        "pretraining",
+        "stop_tune",
+        "stop_view",
+        "weights_view",
+    )
     assert above == {"wmtp", *(f"wmtp.{name}" for name in top)}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Bench
+from wmtp import assemble, job
 from wmtp.training import checkpoint, loop, run, tracking
 
 Same = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]
@@ -36,6 +37,9 @@ PLACES: list[tuple[Any, str]] = [
     (checkpoint, "_delete"),
     (checkpoint, "sync_folder"),
     (tracking.MetricsFile, "append"),
+    (assemble, "documents"),
+    (assemble, "save_model"),
+    (job, "write_report"),
 ]
 
 

@@ -221,3 +221,28 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(place: P
     # The last one has to be saved, and can't wait for longer than it may.
     assert codes[0] in (0, 2), job.log()
     assert "Traceback" not in job.log()
+
+
+def test_killed_while_the_last_words_are_written(place: Path) -> None:
+    """As by torchrun, 30 s after SIGTERM: the checkpoint before is the one that counts."""
+    job = start(place, 2, *TRAIN, *LONG, prepare=slow_disk)
+    under_way(place, job, 10)
+    before = {path.name for path in (place / "runs/small/checkpoints/train").glob("step-????????")}
+    job.send(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while "launchers such as torchrun wait 30 seconds for it" not in job.log():
+        assert time.monotonic() < deadline, job.log()
+        time.sleep(0.01)
+    job.kill()
+    after = {path.name for path in (place / "runs/small/checkpoints/train").glob("step-????????")}
+    assert len(after) <= len(before) + 1
+    goes_on(place)
+
+
+def test_a_run_that_was_moved_to_a_place_with_spaces_goes_on(place: Path) -> None:
+    job = start(place, 2, *TRAIN, *LONG)
+    under_way(place, job)
+    job.kill()
+    moved = place.with_name(f"{place.name} ü é")
+    place.rename(moved)
+    goes_on(moved)

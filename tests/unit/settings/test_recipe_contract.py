@@ -143,7 +143,9 @@ CONFIG_DEFAULTS = {
     "paths": {
         "models": {"base": "builtin:tiny", "rm": None, "ref": None, "value_head": None},
         "datasets": {"mbpp": "builtin:tasks", "contest": None, "humaneval": None, "custom": None},
-        "checkpoints": {"base_path": None, "save_interval": None, "keep_last": 3, "background": True, "save_final": True},
+        "checkpoints": {
+            "base_path": None, "save_interval": None, "keep_last": 3, "background": True, "save_final": True
+        },
         "output": "runs", "cache": None,
     },
     "mlflow": {"enabled": True, "experiment": None, "tracking_uri": None, "registry_uri": None},

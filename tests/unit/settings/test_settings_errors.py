@@ -114,7 +114,10 @@ WRONG_VALUES = [
     ("critic.pretrainer={}", "moved to top-level `pretrain`"),
     ("devices.fsdp.shardng=full", "unknown key, did you mean `sharding`?"),
     ("devices.fsdp.shard_size=2", "counts with sharding: hybrid alone; set that, or remove it"),
-    ("devices={num_proc: 6, fsdp: {sharding: hybrid, shard_size: 4}}", "devices.fsdp.shard_size = 4: the 6 processes can't be divided into groups of 4"),
+    (
+        "devices={num_proc: 6, fsdp: {sharding: hybrid, shard_size: 4}}",
+        "devices.fsdp.shard_size = 4: the 6 processes can't be divided into groups of 4",
+    ),
     ("devices={num_proc: 2, mixed_precision: fp16}", 'devices.mixed_precision = "fp16": not with several processes'),
     # the override itself
     ("loss.lambda", "must look like train.max_steps=100"),
