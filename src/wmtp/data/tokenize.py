@@ -33,6 +33,7 @@ FORMAT = 1
 
 _CHUNK = 1024  # examples per call: enough for the tokenizer's threads, little memory
 _COMPARED = 200
+_ODD = (" ", "  a  b ", "\n\n\ta\n  b", "1234 5", "ﬁ １ é e\u0301 …", "日本 😀", "\u00a0x\u200b", "A\r\nB")
 
 
 def load_tokenizer(location: str, gguf_file: str | None = None) -> Tokenizer:
@@ -96,13 +97,27 @@ def _from_sentencepiece(path: Path) -> Tokenizer:
         raise ModelError(f"{path}: needs the package sentencepiece ({error}): pip install it, {cure}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: not a SentencePiece model that can be read ({error}); copy it again") from error
+    if min(checked.bos_id(), checked.eos_id(), checked.unk_id()) < 0:
+        raise ModelError(f"{path}: has no token for a text's begin, its end or what is unknown; {cure[3:]}")
     bos, eos, unk = (checked.id_to_piece(i) for i in (checked.bos_id(), checked.eos_id(), checked.unk_id()))
     backend: Backend = loaded.backend_tokenizer
     # The library's own puts no space before a text that begins with one: indented code would get other tokens.
     backend.pre_tokenizer = None
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A $B", [(bos, checked.bos_id())])
+    odd = next(
+        (t for t in _probes(checked) if backend.encode(t, add_special_tokens=False).ids != checked.encode(t)), ""
+    )
+    if odd:
+        raise ModelError(f"{path}: of another kind than Llama's, {odd[:20]!r} would get other tokens; {cure[3:]}")
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, unk_token=unk)
+
+
+def _probes(original: Any) -> list[str]:
+    """Every piece of a SentencePiece model, alone and among others, and odd texts."""
+    ids = [i for i in range(original.get_piece_size()) if not (original.is_control(i) or original.is_byte(i))]
+    words = [cast("str", original.id_to_piece(i)).replace("▁", " ") for i in ids if not original.is_unknown(i)]
+    return [*_ODD, *words, *("".join(words[at::97]) for at in range(97))]
 
 
 def check_same_tokens(own: Tokenizer, other: Tokenizer, examples: Sequence[Example], key: str) -> None:

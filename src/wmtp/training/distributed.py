@@ -99,7 +99,7 @@ class World:
             own, failure = act(), None
         except (OSError, CheckpointError) as error:
             own, failure = None, error
-        everybody = self.gather((own, "" if failure is None else str(failure)))
+        everybody = self.gather((own, "" if failure is None else str(failure) or repr(failure)))
         if failures := {rank: text for rank, (_, text) in enumerate(everybody) if text}:
             # What fails everywhere does so for one reason.
             some = [f"process {rank}: {text}" for rank, text in failures.items()]

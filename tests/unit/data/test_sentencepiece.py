@@ -21,14 +21,27 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the settings of Llama 2's, learnt from code."""
+    return train(tmp_path_factory.mktemp("spm"))
+
+
+def train(folder: Path, **other: Any) -> Path:
     spm = pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("spm")
     (folder / "text").write_text("\n".join(TEXTS), encoding="utf-8")
-    spm.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=600,
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        add_dummy_prefix=True, allow_whitespace_only_pieces=True, character_coverage=0.99, minloglevel=2,
-    )  # fmt: skip
+    usual = {
+        "input": str(folder / "text"),
+        "model_prefix": str(folder / "tokenizer"),
+        "model_type": "bpe",
+        "vocab_size": 600,
+        "byte_fallback": True,
+        "split_digits": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": True,
+        "allow_whitespace_only_pieces": True,
+        "character_coverage": 0.99,
+        "minloglevel": 2,
+    }
+    spm.SentencePieceTrainer.train(**(usual | other))
     return folder / "tokenizer.model"
 
 
@@ -71,3 +84,25 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ModelError, match=r"package sentencepiece .*pip install it, or put the same tokenizer as"):
         load_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model_type": "unigram"},
+        {"add_dummy_prefix": False},
+        {"normalization_rule_name": "nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"user_defined_symbols": ["eturn"]},
+    ],
+    ids=str,
+)
+def test_what_would_get_other_tokens(other: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="of another kind than Llama's"):
+        load_tokenizer(str(train(tmp_path, **other)))
+
+
+@pytest.mark.parametrize("name", ["bos_id", "eos_id"])
+def test_without_begin_or_end(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no token for a text's begin, its end"):
+        load_tokenizer(str(train(tmp_path, **{name: -1})))
