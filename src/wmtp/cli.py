@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from wmtp.cli_stop import AsJson, stop
-from wmtp.errors import UserError, WmtpError
+from wmtp.errors import LostProcessError, UserError, WmtpError
 from wmtp.version import __version__
 
 RANK = int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
@@ -284,7 +284,7 @@ def main() -> None:
         label = "error: " if isinstance(error, UserError) else ""
         if RANK:
             # What is wrong on process 0 too is told there, and the launcher then ends this one before it repeats it.
-            time.sleep(ECHO)
+            time.sleep(0.0 if isinstance(error, LostProcessError) else ECHO)
             label = f"process {RANK}: {label}"
         typer.echo(f"{label}{error}", err=True)
         sys.exit(error.exit_code)

@@ -72,6 +72,8 @@ def test_only_the_top_sees_the_settings() -> None:
         "inputs",
         "job",
         "pretraining",
+        "run_records",
+        "run_settings",
         "stop_tune",
         "stop_view",
         "weights_view",

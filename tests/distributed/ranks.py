@@ -34,13 +34,13 @@ class Job:
     store: TCPStore
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Exit codes; as a launcher does, the others are ended when one has failed (after 15 s, to hear them out)."""
+        """Exit codes; as a launcher does, the others are ended when one has failed (after 8 s, to hear them out)."""
         deadline, failed = time.monotonic() + seconds, None
         while any(rank.is_alive() for rank in self.ranks) and time.monotonic() < deadline:
             time.sleep(0.02)
             if failed is None and any(rank.exitcode for rank in self.ranks):
                 failed = time.monotonic()
-            if failed is not None and time.monotonic() > failed + 15:
+            if failed is not None and time.monotonic() > failed + 8:
                 break
         codes = [rank.exitcode for rank in self.ranks]
         self.kill()

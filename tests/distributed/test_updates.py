@@ -68,8 +68,16 @@ def close(a: Any, b: Any) -> bool:
     return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) if isinstance(a, float) else a == b
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("variant", "ranks"),
+    [
+        pytest.param(
+            variant, ranks, marks=[pytest.mark.slow] if ranks == 4 and variant not in ("baseline", "critic") else []
+        )
+        for variant in VARIANTS
+        for ranks in (2, 4)
+    ],
+)
 def test_the_same_as_one_process(place: Path, variant: str, ranks: int) -> None:
     words = [*TRAIN, *settings(*SGD, *VARIANTS[variant])]
     one, many = start(place, 1, *words, "--run-name", "one"), start(place, ranks, *words, "--run-name", "many")

@@ -19,7 +19,7 @@ from tests.distributed.ranks import Job, start
 from tests.distributed.test_updates import rows, settings
 
 LONG = settings("train.max_steps=3000", "optim.scheduler=constant", "train.num_epochs=1000")
-SHORT = settings("devices.distributed={timeout: 6, start_timeout: 60}")
+SHORT = settings("devices.distributed={timeout: 4, start_timeout: 60}")
 
 
 def steps(place: Path, name: str = "small") -> int:
