@@ -28,7 +28,7 @@ def killed_until_done(place: Path, kills: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(4, 90), pytest.param(50, 4000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    ("kills", "steps"), [(4, 90), pytest.param(50, 6000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_random_kills_of_both_processes(place: Path, kills: int, steps: int) -> None:
     recipe = (place / "recipe.yaml").read_text()

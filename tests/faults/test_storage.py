@@ -138,9 +138,14 @@ def test_the_line_breaks_while_sending(line: Line, tmp_path: Path, state: State,
 
 
 def test_a_break_that_passes_is_not_seen(line: Line, tmp_path: Path) -> None:
-    remote, folder = RemoteFolder(URL, retries=2, timeout=20), checkpoint(tmp_path, NEW)
+    remote, folder = RemoteFolder(URL, retries=4, timeout=20), checkpoint(tmp_path, NEW)
     line.fail_after(SHARD // 2, "cut")
-    mend = threading.Timer(1.0, line.mend)
+
+    def mend_once_cut() -> None:
+        line.wait_until("cut")
+        line.mend()
+
+    mend = threading.Thread(target=mend_once_cut)
     mend.start()
     send(remote, folder)
     mend.join()
