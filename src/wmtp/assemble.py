@@ -15,7 +15,16 @@ from torch import nn
 from wmtp.data import Loader, TokenStore, load_tokenizer
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import UserError
-from wmtp.inputs import Context, Say, cache_folder, documents, make_loader, rewarded_programs, spread_model
+from wmtp.inputs import (
+    Context,
+    Say,
+    cache_folder,
+    check_vocabulary,
+    documents,
+    make_loader,
+    rewarded_programs,
+    spread_model,
+)
 from wmtp.model import (
     MTPModel,
     fetch_model,
@@ -100,14 +109,12 @@ def assemble(settings: Settings, hardware: Hardware, say: Say, *, accept_unsandb
         make_loader(held_out, recipe.data.eval, tokenizer, config.seed, shuffle=False, world=world),
     )
     whole = _load(settings, path, say) if world.local_rank == 0 else None
+    if whole is not None:
+        check_vocabulary(whole, train, held_out, config.paths.models.base)
     skeleton = partial(_skeleton, settings, path)
     critic = None
     if recipe.train.algo == "critic-wmtp":
-        base = skeleton() if whole is None else whole.to(hardware.device)
-        identity = world.share("" if whole is None else identity_of(whole, hardware))
-        with world.first():
-            frozen = Frozen(base, identity, tokenizer, hardware, cache, say)
-            critic = make_critic(settings, frozen, train, held_out, rewarded_programs(context))
+        critic = _critic(context, skeleton() if whole is None else whole, train, held_out)
     model = spread_model(settings, whole, skeleton, hardware)
     if critic is not None:
         model.value_head = critic.head
@@ -139,6 +146,17 @@ def assemble(settings: Settings, hardware: Hardware, say: Say, *, accept_unsandb
         fresh=partial(_load, settings, path, lambda _: None),
         skeleton=skeleton,
     )
+
+
+def _critic(context: Context, model: MTPModel, train: TokenStore, held_out: TokenStore) -> Critic:
+    """Together: what the critic needs, of the base model, which is whole on one process of each machine."""
+    hardware = context.hardware
+    world, whole = hardware.world, hardware.world.local_rank == 0
+    model = model.to(hardware.device) if whole else model
+    identity = world.share(identity_of(model, hardware) if whole else "")
+    with world.first():
+        frozen = Frozen(model, identity, context.tokenizer, hardware, context.cache, context.say)
+        return make_critic(context.settings, frozen, train, held_out, rewarded_programs(context))
 
 
 def _skeleton(settings: Settings, path: str) -> MTPModel:

@@ -25,7 +25,7 @@ from wmtp.data import (
     tokenise,
 )
 from wmtp.data.tokenize import Tokenizer
-from wmtp.errors import DataError
+from wmtp.errors import DataError, ModelError
 from wmtp.evaluate.problems import load_tested
 from wmtp.model import MTPModel
 from wmtp.settings import Config, DataPart, Settings
@@ -97,6 +97,17 @@ def make_loader(
         rank=world.rank,
         ranks=world.size,
     )
+
+
+def check_vocabulary(model: MTPModel, train: TokenStore, held_out: TokenStore, name: str) -> None:
+    """Raise `ModelError` if documents have tokens that the model `name` doesn't know: they are no index into it."""
+    known = model.vocabulary
+    for part, store in (("train", train), ("eval", held_out)):
+        if (highest := int(store.tokens.max(initial=0))) >= known:
+            raise ModelError(
+                f"paths.models.base: {name}: its tokenizer gives token {highest} (in data.{part}), but the model knows "
+                f"{known} tokens alone; use the tokenizer it was trained with, or resize its embeddings"
+            )
 
 
 def spread_model(

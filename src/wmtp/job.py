@@ -120,12 +120,12 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
             summary = _stages(settings, job, stores, folder, screen, preempted, tracker, exam, how)
             folder.write_status("finished")
             _tell(folder, summary, screen)
-        except PreemptedError as error:
-            folder.write_status("preempted", reason=preempted.name)
-            tracker.finish("preempted")
-            raise PreemptedError(f"{error}; go on with: --resume auto") from None
         except BaseException as error:
             lost = world.lost(error) if isinstance(error, RuntimeError) else None
+            if isinstance(error, PreemptedError) or (lost and preempted()):  # others may leave before this one
+                folder.write_status("preempted", reason=preempted.name)
+                tracker.finish("preempted")
+                raise PreemptedError(f"{lost or error}; go on with: --resume auto") from None
             told = lost or error
             folder.write_status("failed", reason=str(told) if isinstance(told, WmtpError) else repr(told))
             if lost:

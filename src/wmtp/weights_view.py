@@ -29,10 +29,11 @@ from wmtp.pretraining import explains_nothing
 from wmtp.protocols import TokenWeighting
 from wmtp.report.weights import Document, Token, Weighed, weights_page
 from wmtp.settings import Settings, load_settings
-from wmtp.training.checkpoint import open_checkpoint, read_tensors
+from wmtp.training.checkpoint import open_checkpoint
 from wmtp.training.progress import ProgressBar
 from wmtp.training.run_folder import write_text_atomic
 from wmtp.training.step import Hardware
+from wmtp.training.tensor_files import read_tensors
 from wmtp.types import IGNORE, JSON, Batch, ModelOutput
 from wmtp.weight_source import make_weighting
 from wmtp.weighting import Critic, Diff, Rho1, Uniform
@@ -185,7 +186,7 @@ def _value_head(ended: _Ended) -> tuple[ValueHead, str]:
         head = load_value_head(run / "value_head", trunk=None)
         return head, "The value head is that of stage 1: what it learnt afterwards went with the checkpoints."
     prefix = "value_head."
-    found = read_tensors(checkpoint, only=f"model/{prefix}")["model"]
+    found = read_tensors(checkpoint.path, only=f"model/{prefix}")["model"]
     weights = {name.removeprefix(prefix): value for name, value in found.items()}
     inner, width = weights["linear.weight"].shape
     head = ValueHead(width, inner=inner)

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.cli.conftest import Bench, Result
 from wmtp.data import load_tokenizer
 from wmtp.model.builtin import tokenizer_file
-from wmtp.training.checkpoint import newest_valid, read_tensors
+from wmtp.training.checkpoint import newest_valid
+from wmtp.training.tensor_files import read_tensors
 from wmtp.weights_view import token_texts
 
 RECIPE = """
@@ -206,7 +207,7 @@ def test_critic(critic: Bench, same_weights: Callable[..., bool]) -> None:
     _, page = weigh(critic, "small")
     assert page.text == document_of(critic, "small", DOCUMENT)[2]
     newest = newest_valid(run / "checkpoints" / "train", print)
-    named = read_tensors(newest)["model"]
+    named = read_tensors(newest.path)["model"]
     head = {name.removeprefix("value_head."): x for name, x in named.items() if name.startswith("value_head.")}
     last = by_hand(critic, head)
     assert_shows(page, last)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.distributed.ranks import JOBS
+from wmtp.data import load_tokenizer
+from wmtp.model.builtin import tiny_config, tokenizer_file
 
 RECIPE = """
 run: {name: small}
@@ -21,16 +27,30 @@ data:
 CONFIG = """
 log_interval: 4
 mlflow: {enabled: false}
-paths: {datasets: {custom: data}}
+paths: {models: {base: model}, datasets: {custom: data}}
 """
 TRAIN = ("train", "-r", "recipe.yaml", "-c", "config.yaml", "--no-eval")
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`builtin:tiny` made smaller, with widths that 4 does not divide."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        smaller = {"hidden_size": 66, "intermediate_size": 130, "num_hidden_layers": 2}
+        config = LlamaConfig(**tiny_config() | smaller | {"num_attention_heads": 3, "num_key_value_heads": 3})
+        LlamaForCausalLM(config).save_pretrained(folder)
+    load_tokenizer(str(tokenizer_file())).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, small_model: Path) -> Generator[Path]:
     """A folder with recipe, config and data: 33 documents of four lengths, so no batch divides evenly."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "model").symlink_to(small_model)
     (tmp_path / "data").mkdir()
     for split, first, count in (("train", 0, 33), ("validation", 100, 6)):
         rows = [
@@ -42,7 +62,9 @@ def place(tmp_path: Path) -> Path:
             for n in range(first, first + count)
         ]
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    yield tmp_path
+    while JOBS:
+        JOBS.pop().kill()
 
 
 def weights(place: Path, name: str = "small") -> dict[str, torch.Tensor]:

@@ -19,6 +19,10 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["wmtp.job", "tests.distributed.ranks"])
 
 
+JOBS: list[Job] = []
+"""All that were started; a test that fails leaves some running."""
+
+
 @dataclass(frozen=True)
 class Job:
     """`wmtp` in some processes, as a launcher starts them.
@@ -74,7 +78,8 @@ def start(folder: Path, ranks: int, *words: str, prepare: Callable[[int], None] 
     ]
     for process in processes:
         process.start()
-    return Job(processes, folder, store)
+    JOBS.append(Job(processes, folder, store))
+    return JOBS[-1]
 
 
 def _run(

@@ -17,7 +17,12 @@ SGD = ("optim={optimizer: sgd, lr: 0.05, scheduler: constant}", "train.max_steps
 RULE = "{any: [{target: {below: 5.5}}, {budget: {tokens: 900}}, trend, {divergence: {monitor: loss}}]}"
 STOP = "train.early_stopping={enabled: true, monitor: eval_loss, rule: " + RULE + "}"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "baseline": ("model={horizon: 4, head: transformer}", STOP, "train.eval_interval=1"),
+    "baseline": (
+        "model={horizon: 4, head: transformer}",
+        STOP,
+        "train.eval_interval=1",
+        "devices.fsdp={sharding: hybrid, shard_size: 2}",
+    ),
     "one head": ("model={horizon: 1}", "devices.fsdp={sharding: none}", "devices.micro_batch_size=1"),
     "warm-up": ("model={horizon: 3, head: transformer, head_warmup_steps: 4, detach_heads: true}",),
     "frozen trunk": ("train.full_finetune=false", "devices.activation_checkpointing=true"),
@@ -96,3 +101,19 @@ def test_the_same_as_one_process(place: Path, variant: str, ranks: int) -> None:
             assert ended[0][stage][key] == ended[1][stage][key], (stage, key)
     if variant == "baseline":
         assert ended[1]["train"]["stop_reason"] in ("target_reached", "budget_spent"), "the rule has stopped it"
+
+
+def test_gathered_in_bf16_it_is_nearly_the_same(place: Path) -> None:
+    """Parameters and gradients travel in bf16; what is kept, and so what is handed on, is fp32."""
+    words = [*TRAIN, *settings(*SGD)]
+    one, many = (
+        start(place, 1, *words, "--run-name", "one"),
+        start(place, 2, *words, "--set", "devices.fsdp={param_dtype: bf16}", "--run-name", "many"),
+    )
+    assert one.wait() == [0], one.log()
+    assert many.wait() == [0, 0], many.log()
+    ours, theirs = weights(place, "many"), weights(place, "one")
+    far = max(float((weight - theirs[name]).abs().max()) for name, weight in ours.items())
+    assert 1e-6 < far < 3e-3
+    last = [rows(place, name)[-1]["eval_loss"] for name in ("many", "one")]
+    assert math.isclose(*last, rel_tol=5e-3)

@@ -1,5 +1,5 @@
 """What tests of several processes share."""
 
-from tests.distributed.place import place
+from tests.distributed.place import place, small_model
 
-__all__ = ["place"]
+__all__ = ["place", "small_model"]

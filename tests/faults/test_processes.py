@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -102,6 +104,39 @@ def test_a_process_that_hangs_ends_the_job_after_the_timeout_and_is_named(place:
     goes_on(place)
 
 
+def test_a_job_that_was_stopped_as_a_whole_goes_on(place: Path) -> None:
+    """As by a scheduler that suspends it, or a laptop that sleeps: nobody was waited for in vain."""
+    job = start(place, 2, *TRAIN, *LONG, *SHORT)
+    under_way(place, job)
+    job.send(signal.SIGSTOP)
+    time.sleep(10)
+    job.send(signal.SIGCONT)
+    under_way(place, job, steps(place) + 20)
+    time.sleep(6)  # the clock would have struck by now
+    assert all(rank.is_alive() for rank in job.ranks), job.log() + job.log(1)
+    job.send(signal.SIGTERM)
+    assert job.wait() == [75, 75], job.log() + job.log(1)
+
+
+def stops_in_its_last_save(rank: int) -> None:
+    from wmtp.training import checkpoint
+
+    def hash_files(files: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    if rank == 1:
+        checkpoint.hash_files = hash_files
+
+
+def test_a_process_that_stops_in_the_last_save_is_named(place: Path) -> None:
+    """Where no step is waited for, it is known by its silence."""
+    job = start(place, 2, *TRAIN, *SHORT, *settings("train.max_steps=2"), prepare=stops_in_its_last_save)
+    codes = job.wait(60)
+    assert codes[0] == 4, job.log()
+    assert "process 1 of the run's 2 is gone or does not answer" in job.log()
+    assert status(place)["state"] == "failed"
+
+
 def broken_on(rank: int, *, target: int, change: Callable[[dict[str, Any]], None]) -> None:
     """On process `target`, from its sixth update on, `change` the metrics that the objective gives."""
     from wmtp.objectives import WeightedMTP
@@ -189,6 +224,20 @@ def test_a_save_that_fails_on_one_process_is_told_and_training_goes_on(place: Pa
     assert f"process {target}: [Errno 28] No space left on device" in job.log()
     assert same(weights(place), weights(place, "whole"))
     assert not list((place / "runs/small/checkpoints/train").glob("*.tmp-*"))
+
+
+def full_disk(rank: int) -> None:
+    """Process 1 can't write a file of more than 4 kB; the system says so in the middle of a shard."""
+    if rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+def test_what_the_disk_says_on_another_process_is_told(place: Path) -> None:
+    job = start(place, 2, *TRAIN, *settings("train.max_steps=4"), prepare=full_disk)
+    job.wait()
+    assert "process 1: [Errno 27] File too large" in job.log()
+    assert "Traceback" not in job.log()
+    assert not list((place / "runs/small/checkpoints/train").glob("*"))
 
 
 def test_the_third_failed_save_in_a_row_ends_the_run(place: Path) -> None:

@@ -130,6 +130,8 @@ def evaluate(
         told = partial(watch, f"checking {name}")
         return self_check(task.problems, sandbox, workers=workers, watch=lambda done: told(done, total, ""))
 
+    if peers is None or peers.rank == 0:
+        _collect(samples)
     check = check_tests() if peers is None else peers.share(check_tests() if peers.rank == 0 else None)
     assert check is not None, "process 0 has checked"
     problems = [problem for problem in task.problems if problem.id not in check.bad]
@@ -140,7 +142,6 @@ def evaluate(
     reused = len(rows)
     own = samples if peers is None or peers.rank == 0 else _file_of(samples, peers.rank)
     mine = wanted if peers is None else wanted[peers.rank :: peers.size]
-    rows |= _read(own, {w.key for w in mine})
     for row in _sample(task, writer, sandbox, [w for w in mine if w.key not in rows], own, workers):
         rows[row["key"]] = row
         watch(f"evaluating {name}", len(rows), len(wanted), f"{sum(map(passed, rows.values()))} passed")
@@ -173,9 +174,19 @@ def evaluate(
     }
 
 
-def _file_of(samples: Path, rank: int) -> Path:
+def _file_of(samples: Path, rank: int | str) -> Path:
     """Where a process other than the first keeps its rows until all are put together."""
     return samples.with_name(f"{samples.stem}.process-{rank}{samples.suffix}")
+
+
+def _collect(samples: Path) -> None:
+    """Rows that processes other than the first had when they were killed go into the one file."""
+    for file in sorted(samples.parent.glob(_file_of(samples, "*").name)):
+        rows = _read(file)
+        known = _read(samples)
+        with samples.open("a", encoding="utf-8") as whole:
+            whole.writelines(json.dumps(row) + "\n" for key, row in rows.items() if key not in known)
+        file.unlink()
 
 
 def _merged(rows: dict[str, Row], samples: Path, peers: Peers) -> dict[str, Row]:
@@ -206,13 +217,14 @@ def _wanted(task: Task, problems: Sequence[Problem], writer: Writer, sandbox: Sa
                 yield _Wanted(problem, temperature, sample, prompt, key)
 
 
-def _read(samples: Path, keys: set[str]) -> dict[str, Row]:
-    """The rows that are wanted and there. A last line that a kill cut off is passed over."""
+def _read(samples: Path, keys: set[str] | None = None) -> dict[str, Row]:
+    """The rows that are wanted (None: all) and there. A last line that a kill cut off is passed over."""
     rows: dict[str, Row] = {}
     if samples.exists():
         text = samples.read_text(encoding="utf-8")
         for line in text.splitlines():
-            if line.endswith("}") and (row := json.loads(line))["key"] in keys:
+            row: Row | None = json.loads(line) if line.endswith("}") else None
+            if row is not None and (keys is None or row["key"] in keys):
                 rows[row["key"]] = row
         if text and not text.endswith("\n"):
             with samples.open("a", encoding="utf-8") as file:

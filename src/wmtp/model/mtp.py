@@ -115,6 +115,11 @@ class MTPModel(nn.Module):
         return self._trunk.unembedding.in_features
 
     @property
+    def vocabulary(self) -> int:
+        """V, how many tokens it knows."""
+        return self._trunk.unembedding.out_features
+
+    @property
     def window(self) -> int | None:
         """How many tokens the trunk was made for, None if it does not say."""
         return self._trunk.window

@@ -13,28 +13,21 @@ run's lock.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeAlias, cast
+from typing import NoReturn, TypeAlias
 from uuid import uuid4
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from wmtp.errors import CheckpointError
 from wmtp.training.distributed import ALONE, World, local
 from wmtp.training.manifest import Entries, find_damage, hash_files, write_manifest
 from wmtp.training.run_folder import sync_folder, write_text_synced
+from wmtp.training.tensor_files import flatten, write_tensors
 from wmtp.types import JSON
 
 Say: TypeAlias = Callable[[str], None]
@@ -94,7 +87,7 @@ def save(
     path = root / f"step-{step:08d}"
     if world.share(path.exists()) and _damage(path, world) is None:
         return path
-    flat = dict(_flatten(tensors))
+    flat = dict(flatten(tensors))
     needed = sum(world.gather(int(_SPARE * sum(local(tensor).nbytes for tensor in flat.values()))))
     temporary = world.share(_temporary(path))
     try:
@@ -147,40 +140,6 @@ def open_checkpoint(path: Path, world: World = ALONE) -> Checkpoint:
     return _opened(path, int(name[1]))
 
 
-def whole(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A new tensor on the CPU for what is saved under `key`."""
-    del key
-    return torch.empty(shape, dtype=dtype)
-
-
-def read_tensors(
-    checkpoint: Checkpoint, only: str = "", like: Callable[[str, torch.Size, torch.dtype], Tensor] = whole
-) -> dict[str, dict[str, Tensor]]:
-    """The tensors that were saved, bit for bit: in groups as given to `save`, or the group `only`.
-
-    Args:
-        checkpoint: verified.
-        only: what keys ("model/norm.weight") begin with.
-        like: makes the tensor that a saved one is read into; of a sharded one this process's part is read.
-
-    Raises:
-        CheckpointError: this torch can't read it.
-    """
-    reader = FileSystemReader(checkpoint.path)
-    try:
-        saved = cast("Mapping[str, TensorStorageMetadata]", reader.read_metadata().state_dict_metadata)
-        flat = {key: like(key, meta.size, meta.properties.dtype) for key, meta in saved.items() if key.startswith(only)}
-        with _plain_errors():
-            state_dict_loader.load(flat, storage_reader=reader, no_dist=True)  # pyright: ignore[reportUnknownMemberType]
-    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"{checkpoint.path}: torch {torch.__version__} can't read it: {error}") from error
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups
-
-
 def prune(root: Path, keep_last: int, protect: Collection[int], say: Say) -> None:
     """Deletes old checkpoints, and what dead runs left unfinished.
 
@@ -221,13 +180,7 @@ def discard_after(root: Path, step: int) -> None:
 
 def _write(folder: Path, flat: dict[str, Tensor], run_state: Mapping[str, JSON], world: World) -> None:
     """Fills the new folder and waits until the disk has all of it."""
-    # One thread: with more, torch 2.13 loses an error of the others and reports success (a "saved" checkpoint
-    # without its tensors). Waiting for the disk is left to the manifest, which hashes meanwhile.
-    writer = FileSystemWriter(folder, thread_count=1, sync_files=False, overwrite=False)
-    with _plain_errors():
-        state_dict_saver.save(  # pyright: ignore[reportUnknownMemberType]
-            flat, storage_writer=writer, process_group=world.group, no_dist=world.size == 1
-        )
+    write_tensors(folder, flat, world)
 
     def finish() -> Entries:
         if world.main:
@@ -281,27 +234,6 @@ def _temporary(path: Path) -> Path:
 def _delete(folder: Path) -> None:
     """Renames first, so that a folder half deleted when the power fails is no checkpoint."""
     shutil.rmtree(folder if _UNFINISHED.fullmatch(folder.name) else folder.rename(_temporary(folder)))
-
-
-def _flatten(tensors: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """("model/norm.weight", tensor) pairs; a group's name has no slash."""
-    for group, members in tensors.items():
-        for name, tensor in members.items():
-            yield f"{group}/{name}", tensor
-
-
-@contextmanager
-def _plain_errors() -> Generator[None]:
-    """Raises the error itself; torch wraps it into a `BaseException`, which no `except Exception` catches."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        try:
-            yield
-        except CheckpointException as error:
-            cause: BaseException = next(iter(error.failures.values()))[0]
-            # torch.save makes "unexpected pos" of "no space left on device", which is left as the context.
-            disk = cause.__context__
-            raise (disk if isinstance(cause, RuntimeError) and isinstance(disk, OSError) else cause) from error
 
 
 def _refuse(root: Path, reason: str, needed: int, error: OSError | None = None) -> NoReturn:

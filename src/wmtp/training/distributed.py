@@ -226,6 +226,7 @@ def join_world(device: torch.device, backend: str, timeout: float) -> Generator[
 
     Raises:
         UserError: the backend does not fit the device, or the other processes can't be reached.
+        LostProcessError: one of them is gone; for what was raised of it inside.
     """
     if not launched():
         yield ALONE
@@ -246,6 +247,10 @@ def join_world(device: torch.device, backend: str, timeout: float) -> Generator[
     world._stores.append(_store())  # pyright: ignore[reportPrivateUsage]
     try:
         yield world
+    except RuntimeError as error:
+        if (lost := world.lost(error)) is None:
+            raise
+        raise lost from error
     finally:
         dist.destroy_process_group()
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
-from wmtp.training import checkpoint
 from wmtp.training.distributed import World
 from wmtp.training.loop import Progress, Stage
 from wmtp.training.optim import Like, Tensors
@@ -17,6 +16,7 @@ from wmtp.training.progress import ProgressBar
 from wmtp.training.run_folder import RunFolder
 from wmtp.training.saver import Saver
 from wmtp.training.store import CheckpointStore
+from wmtp.training.tensor_files import read_tensors
 from wmtp.training.tracking import MetricsFile, Tracker
 from wmtp.types import JSON, Verdict
 
@@ -124,7 +124,7 @@ class Run:
         unsettled = state["progress"]["pending"] is not None
         self._forget(stage, found.step + (0 if unsettled else 1))
         self.screen.say(f"resuming stage {stage} at step {found.step} ({found.path.name})")
-        return checkpoint.read_tensors(found, like=like), state
+        return read_tensors(found.path, like=like), state
 
     def _forget(self, stage: str, step: int) -> None:
         if self.metrics is not None:
@@ -138,7 +138,7 @@ class Run:
         except CheckpointError as error:
             self.screen.say(f"warning: the best step's weights can't be had, the last ones stay: {error}")
             return None
-        return checkpoint.read_tensors(found, only="model/", like=like)["model"]
+        return read_tensors(found.path, only="model/", like=like)["model"]
 
     def paces(self, step: int, seconds: Sequence[float]) -> None:
         """Warn of a process that all others wait for.

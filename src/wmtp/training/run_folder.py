@@ -87,9 +87,10 @@ class RunFolder:
                 write_json_atomic(self.path / "status.json", self._status)
 
     def write_last_words(self, reason: str) -> None:
-        """Write that the run has failed, for the main process, which is gone."""
+        """Write that the run has failed, for the main process if it is gone without a word."""
         status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        write_json_atomic(self.path / "status.json", status | {"state": "failed", "reason": reason})
+        if status["state"] == "running":
+            write_json_atomic(self.path / "status.json", status | {"state": "failed", "reason": reason})
 
     def write_summary(self, summary: Mapping[str, JSON]) -> None:
         """Writes `summary.json`: per stage how it ended."""

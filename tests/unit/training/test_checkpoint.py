@@ -18,7 +18,8 @@ import torch
 
 from wmtp.errors import CheckpointError
 from wmtp.training import checkpoint
-from wmtp.training.checkpoint import discard_after, newest_valid, open_checkpoint, prune, read_tensors, save
+from wmtp.training.checkpoint import discard_after, newest_valid, open_checkpoint, prune, save
+from wmtp.training.tensor_files import read_tensors
 
 
 def unexpected(message: str) -> None:
@@ -58,7 +59,7 @@ def assert_loads(root: Path, step: int, say: Callable[[str], None] = unexpected)
     assert found is not None
     assert found.step == step
     assert found.run_state == {"step": step}
-    assert_same(read_tensors(found), tensors(step))
+    assert_same(read_tensors(found.path), tensors(step))
 
 
 def fill(root: Path, *steps: int) -> None:
@@ -75,7 +76,7 @@ def test_round_trip_is_exact_to_the_bit(tmp_path: Path) -> None:
     path = save(tmp_path / "checkpoints", 1200, tensors(7), run_state, say=unexpected)
     assert path.name == "step-00001200"
     found = open_checkpoint(path)
-    assert_same(read_tensors(found), tensors(7))
+    assert_same(read_tensors(found.path), tensors(7))
     assert (found.step, dict(found.run_state)) == (1200, run_state)
     assert names(tmp_path / "checkpoints") == ["step-00001200"]
 
