@@ -34,6 +34,7 @@ def killed_until_done(place: Path, kills: int, seconds: float, seed: int) -> int
 def test_random_kills_of_both_processes(place: Path, kills: int, steps: int) -> None:
     recipe = (place / "recipe.yaml").read_text()
     (place / "recipe.yaml").write_text(recipe.replace("max_steps: 30", f"max_steps: {steps}"))
+    start(place, 1).wait()  # the first one waits for imports, which no other does
     began = time.monotonic()
     whole = start(place, 2, *TRAIN, "--run-name", "whole")
     while not (place / "runs/whole/metrics.jsonl").is_file():

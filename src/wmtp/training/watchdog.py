@@ -86,8 +86,9 @@ class Watchdog:
     def _live(self) -> None:
         # If the store is gone with its process, the library says so to whoever waits, or the clock does.
         with suppress(RuntimeError):
-            while not self._ended.wait(PULSE):
+            while not self._ended.is_set():
                 self._store.set(self._key(self._rank), f"{self._pieces} {time.time()}")
+                self._ended.wait(PULSE)
             self._store.set(self._key(self._rank), f"{self._pieces} {LEFT}")
 
     def _watch(self) -> None:
