@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from wmtp.estimate import GPUS, UTILISATION, Machine, estimate_model
 from wmtp.model import MTPModel, load_model, model_skeleton
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 from wmtp.objectives import WeightedMTP
 from wmtp.settings import Config, Recipe, Settings, load_recipe
 from wmtp.training.distributed import join_world

@@ -22,10 +22,10 @@ from wmtp.data import load_examples, load_tokenizer, pad_id, tokenise
 from wmtp.data.rows import BUILTIN
 from wmtp.data.state_loader import StateLoader, TokenRewards
 from wmtp.data.states import compute_states, open_or_build_states
+from wmtp.frozen import BATCH_TOKENS
 from wmtp.model import load_model, tokenizer_location
 from wmtp.model.value_head import ValueHead
 from wmtp.objectives.value import ValueObjective
-from wmtp.pretraining import BATCH_TOKENS
 from wmtp.training.optim import make_optimizer
 from wmtp.training.step import Hardware, make_scaler, train_step
 from wmtp.types import Batch

@@ -13,7 +13,7 @@ from wmtp.types import IGNORE, Batch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from wmtp.model.pretrained import CausalTrunk
+    from wmtp.model.trunk import CausalTrunk
 
 VOCABULARY = 97
 
@@ -81,7 +81,7 @@ def make_trunk(make_lm: Callable[..., PreTrainedModel]) -> Callable[..., CausalT
     """As `make_lm`, as a trunk."""
 
     def make(kind: str = "llama", seed: int = 0, **settings: Any) -> CausalTrunk:
-        from wmtp.model.pretrained import CausalTrunk
+        from wmtp.model.trunk import CausalTrunk
 
         return CausalTrunk(make_lm(kind, seed, **settings), kind)
 

@@ -18,13 +18,13 @@ from scipy import stats
 from wmtp.data import Loader, TokenStore, load_tokenizer, pad_id
 from wmtp.data.states import StateStore, content_key
 from wmtp.evaluate.problems import load_tested
+from wmtp.frozen import Frozen, identity_of
 from wmtp.model import MTPModel, load_model, tokenizer_location
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 from wmtp.objectives import WeightedMTP
 from wmtp.ops.ce import linear_cross_entropy
 from wmtp.ops.diff import differing_tokens
 from wmtp.ops.schedule import lr_factor
-from wmtp.pretraining import Frozen, identity_of
 from wmtp.rewards.mutate import mutants
 from wmtp.rewards.verified import SPARE
 from wmtp.stopping import LossEarlyStopping

@@ -15,6 +15,7 @@ from torch import nn
 from wmtp.data import Loader, TokenStore, load_tokenizer
 from wmtp.data.tokenize import Tokenizer
 from wmtp.errors import UserError
+from wmtp.frozen import Frozen, identity_of
 from wmtp.inputs import (
     Context,
     Say,
@@ -37,7 +38,7 @@ from wmtp.model import (
 from wmtp.objectives import WeightedMTP
 from wmtp.objectives.value import AuxiliaryValue
 from wmtp.ops.schedule import lr_factor
-from wmtp.pretraining import Critic, Frozen, explains_nothing, identity_of, make_critic
+from wmtp.pretraining import Critic, explains_nothing, make_critic
 from wmtp.settings import Config, Settings
 from wmtp.stopping import LossEarlyStopping
 from wmtp.training.distributed import ALONE, World

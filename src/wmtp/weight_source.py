@@ -13,10 +13,10 @@ from wmtp.data import Loader, TokenStore, load_tokenizer, pad_id
 from wmtp.data.reference import reference_losses
 from wmtp.data.state_loader import TokenRewards
 from wmtp.data.tokenize import check_same_tokens
+from wmtp.frozen import identity_of
 from wmtp.inputs import Context, examples_of, groups_of, spread_model
 from wmtp.model import fetch_model, load_model, model_skeleton, tokenizer_location
 from wmtp.ops.weights import Scaling
-from wmtp.pretraining import identity_of
 from wmtp.protocols import TokenWeighting
 from wmtp.types import Batch
 from wmtp.verified_data import differences

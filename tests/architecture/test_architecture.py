@@ -11,7 +11,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 ONLY_IN = {
-    "transformers": {"wmtp.model.pretrained", "wmtp.data.tokenize", "wmtp.integrations"},
+    "transformers": {"wmtp.model.pretrained", "wmtp.model.trunk", "wmtp.data.tokenize", "wmtp.integrations"},
     "lightning": {"wmtp.integrations"},
     "optuna": {"wmtp.stop_tune"},
     "mlflow": {"wmtp.training.tracking", "wmtp.training.mlflow_runs"},
@@ -72,6 +72,7 @@ def test_only_the_top_sees_the_settings() -> None:
         "inputs",
         "job",
         "pretraining",
+        "frozen",
         "run_records",
         "run_settings",
         "stop_tune",

@@ -118,6 +118,36 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(place: Path) -> None:
     assert job.wait() == [75, 75], job.log() + job.log(1)
 
 
+def slow_cache(rank: int, *, seconds: float) -> None:
+    """Process 0 takes its time to tokenise; below zero it stops for good."""
+    from wmtp import assemble
+
+    original = assemble.documents
+
+    def documents(*args: Any) -> Any:
+        if seconds < 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(seconds)
+        return original(*args)
+
+    if rank == 0:
+        assemble.documents = documents
+
+
+def test_a_cache_may_take_longer_than_the_timeout_to_fill(place: Path) -> None:
+    words = [*TRAIN, *settings("devices.distributed.start_timeout=4", "train.max_steps=2")]
+    job = start(place, 2, *words, prepare=partial(slow_cache, seconds=9))
+    assert job.wait() == [0, 0], job.log() + job.log(1)
+
+
+def test_a_process_that_stops_while_it_fills_a_cache_is_named(place: Path) -> None:
+    words = [*TRAIN, *settings("devices.distributed.start_timeout=4", "train.max_steps=2")]
+    job = start(place, 2, *words, prepare=partial(slow_cache, seconds=-1))
+    assert job.wait(60)[1] == 4, job.log(1)
+    assert "process 0 of the run's 2 is gone or does not answer" in job.log(1)
+    assert not (place / "runs/small/status.json").exists(), "the run had not begun"
+
+
 def stops_in_its_last_save(rank: int) -> None:
     from wmtp.training import checkpoint
 

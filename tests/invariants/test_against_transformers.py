@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wmtp.model.mtp import MTPModel
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 from wmtp.objectives.weighted_mtp import WeightedMTP
 from wmtp.ops.schedule import lr_factor
 from wmtp.training.optim import make_optimizer

@@ -19,7 +19,7 @@ from wmtp import cli
 from wmtp.errors import ModelError, SettingsError
 from wmtp.estimate import Machine, estimate, estimate_model, flops_per_token, lines, machine_of
 from wmtp.model import MTPModel, load_model, model_skeleton, save_model
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 from wmtp.objectives import WeightedMTP
 from wmtp.settings import Config, Recipe, Settings
 from wmtp.training import footprint as traced

@@ -22,7 +22,8 @@ from wmtp.model.files import HEADS_FILE, read_meta, whole_folder, write_meta
 from wmtp.model.meta import Origin, meta_form
 from wmtp.model.meta_file import MetaCheckpoint, is_meta, open_meta, tokenizer_of, write_meta_form
 from wmtp.model.mtp import HeadKind, MTPModel
-from wmtp.model.pretrained import CausalTrunk, empty_trunk, load_trunk, make_llama, save_trunk
+from wmtp.model.pretrained import empty_trunk, load_trunk, make_llama, save_trunk
+from wmtp.model.trunk import CausalTrunk
 
 
 class SavesItself(Protocol):

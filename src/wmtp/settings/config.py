@@ -86,8 +86,10 @@ class Distributed(Section):
     """How the processes of a run talk to each other; nothing here matters to a run of one process."""
 
     backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on CUDA, else gloo")
-    start_timeout: Seconds = Field(default=1800, description="seconds that a process waits for the others at first")
-    timeout: Seconds = Field(default=120, description="seconds that it waits once training goes: then one is lost")
+    start_timeout: Seconds = Field(
+        default=1800, description="seconds that a process waits for the others, or hears nothing of one, at first"
+    )
+    timeout: Seconds = Field(default=120, description="the same once training goes")
     save_wait: Seconds = Field(
         default=600, description="seconds that a checkpoint waits for the one before to be written, or is left out"
     )

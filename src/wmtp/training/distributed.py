@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.tensor import DTensor
 
 from wmtp.errors import CheckpointError, LostProcessError, UserError
@@ -110,18 +110,21 @@ class World:
     def first(self) -> Generator[bool]:
         """Together: one process of each machine goes first, the others follow; gives whether this is the one.
 
-        For what is computed once and kept in a cache. If the first one fails, so does the job.
+        For what is computed once and kept in a cache, which may take hours. If the first one fails, so does the job.
         """
+        patient = self.apart()
         if self.local_rank > 0:
-            self.wait()
+            patient.wait()
         yield self.local_rank == 0
         if self.local_rank == 0:
-            self.wait()
+            patient.wait()
+        if patient.group is not None:
+            dist.destroy_process_group(patient.group)
 
     def apart(self) -> World:
         """Together: the same processes, talking through a group of its own: for a thread, beside what others say.
 
-        Here they wait for each other as long as it takes to send a large file.
+        Here they wait for each other for as long as it takes: to send a large file, to compute a large cache.
         """
         if self.size == 1:
             return self
@@ -165,14 +168,16 @@ class World:
 
     @contextmanager
     def watched(self, seconds: float, last_words: Callable[[LostProcessError], None]) -> Generator[None]:
-        """Inside, a process that waits for others for more than `seconds` in what is `in_time` ends itself.
+        """Inside, this process ends itself if for more than `seconds` another one gives no sign of life, or is waited
+        for in what is `in_time`.
 
-        `last_words` is called before, in another thread, and told who is missing.
+        `last_words` is called before, in another thread, and told who is missing. May be nested.
         """
         if self.size == 1:
             yield
             return
-        self._watchdog.append(Watchdog(self.rank, self.size, _store(), seconds, last_words))
+        store = PrefixStore(f"watchdog-{len(self._watchdog)}", _store())
+        self._watchdog.append(Watchdog(self.rank, self.size, store, seconds, last_words))
         try:
             yield
         finally:

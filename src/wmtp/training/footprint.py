@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from wmtp.errors import ModelError
 from wmtp.model import MTPModel
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 from wmtp.ops.ce import BLOCK_ELEMENTS, linear_cross_entropy
 from wmtp.training.sharding import recompute
 

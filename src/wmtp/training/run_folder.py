@@ -88,9 +88,10 @@ class RunFolder:
 
     def write_last_words(self, reason: str) -> None:
         """Write that the run has failed, for the main process if it is gone without a word."""
-        status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        if status["state"] == "running":
-            write_json_atomic(self.path / "status.json", status | {"state": "failed", "reason": reason})
+        path = self.path / "status.json"
+        status = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if status is not None and status["state"] == "running":
+            write_json_atomic(path, status | {"state": "failed", "reason": reason})
 
     def write_summary(self, summary: Mapping[str, JSON]) -> None:
         """Writes `summary.json`: per stage how it ended."""

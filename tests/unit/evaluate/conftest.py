@@ -12,7 +12,7 @@ import torch
 from wmtp.data.tokenize import Tokenizer, load_tokenizer
 from wmtp.model.builtin import tokenizer_file
 from wmtp.model.mtp import MTPModel
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 
 
 @pytest.fixture(scope="session")

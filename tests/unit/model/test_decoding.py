@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from wmtp.errors import ModelError
 from wmtp.model.decoding import Decoder, check, prepare
 from wmtp.model.mtp import MTPModel
-from wmtp.model.pretrained import CausalTrunk
+from wmtp.model.trunk import CausalTrunk
 
 KINDS = ["llama", "llama-tied", "llama-eager", "qwen2", "qwen2-mixed", "gpt_neox", "mistral-window"]
 PROMPTS = [[5, 17, 3], [8, 2, 9, 11, 40, 41, 42, 8, 9], [30], [12, 13, 14, 15, 16, 17]]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from wmtp.errors import ModelError
 from wmtp.model.builtin import tiny_config
-from wmtp.model.pretrained import CausalTrunk, load_trunk
+from wmtp.model.pretrained import load_trunk
+from wmtp.model.trunk import CausalTrunk
 
 TOKENS = torch.tensor([[5, 17, 3, 88, 41, 2, 60]])
 
