@@ -34,7 +34,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Faults injected into real runs, the slow ones too: kills, full disks, lost processes, storage that fails.
 test-faults: $(VENV)/ready

@@ -19,7 +19,7 @@ ONLY_IN = {
     "yaml": {"wmtp.settings"},
     "subprocess": {"wmtp.evaluate.sandbox"},
     "torch.distributed": {
-        "wmtp.training.checkpoint",
+        "wmtp.training.tensor_files",
         "wmtp.training.distributed",
         "wmtp.training.launch",
         "wmtp.training.optim",
