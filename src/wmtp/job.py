@@ -104,7 +104,7 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
     with (
         RunFolder(path, resume=how.resume is not None, main=world.main) as folder,
         ProgressBar(quiet=not world.main) as screen,
-        Preemption() as preempted,
+        Preemption(launched=world.size > 1) as preempted,
         world.watched(settings.config.devices.distributed.start_timeout, partial(_last_words, folder, world)),
     ):
         if world.main:

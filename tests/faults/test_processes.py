@@ -7,6 +7,8 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -88,6 +90,28 @@ def test_a_killed_process_ends_the_job_and_is_named(place: Path, rank: int) -> N
     assert "Traceback" not in job.log(1 - rank)
     assert status(place)["state"] == "failed"
     assert f"process {rank}" in str(status(place)["reason"])
+    goes_on(place)
+
+
+def test_when_the_launcher_is_killed_its_processes_save_and_leave(place: Path) -> None:
+    """They would hold the GPUs and the run's lock for nobody."""
+    command = [sys.executable, "-m", "wmtp", *TRAIN, *LONG, "--nproc", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WMTP_CACHE": str(place / "cache")}
+    launcher = subprocess.Popen(command, cwd=place, env=env)
+    deadline = time.monotonic() + 120
+    while steps(place) < 8:
+        assert time.monotonic() < deadline
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 30
+    while status(place)["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert status(place)["state"] == "preempted"
+    assert status(place)["reason"] == "end of the launcher"
+    time.sleep(2)  # they are nobody's children now, and can't be waited for
     goes_on(place)
 
 

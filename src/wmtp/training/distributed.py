@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -208,7 +209,8 @@ class World:
         store = self._stores[0]
         missing = within(2 * NOTICE, others, [0])  # if the store is gone, it was that of the first
         who = f"process {', '.join(map(str, missing))}" if missing else "a process"
-        return LostProcessError(f"{who} of the run's {self.size} is gone or does not answer: {error}", tuple(missing))
+        reason = re.sub(r"^\[\S+\] | This is typically.*", "", str(error), flags=re.DOTALL)  # gloo's advice
+        return LostProcessError(f"{who} of the run's {self.size} is gone or does not answer: {reason}", tuple(missing))
 
 
 ALONE = World()

@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C as a flag that the training loop looks at between two steps."""
+"""SIGTERM, Ctrl-C and the end of a launcher as a flag that the training loop looks at between two steps."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType, TracebackType
@@ -14,13 +15,17 @@ themselves, its processes."""
 class Preemption:
     """While entered, the first SIGTERM or SIGINT sets a flag; one that comes later acts as if we weren't here."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
+        """`launched`: by a launcher, so that without it this process would go on unseen, and hold the run's lock."""
+        self._launcher = os.getppid() if launched else None
         self.name = ""
         self._noted = 0.0
         self._before: dict[signal.Signals, signal._HANDLER] = {}  # pyright: ignore[reportPrivateUsage]
 
     def __call__(self) -> bool:
         """Whether a signal has come."""
+        if not self.name and self._launcher not in (None, os.getppid()):
+            self.name = "end of the launcher"
         return bool(self.name)
 
     def __enter__(self) -> Preemption:
