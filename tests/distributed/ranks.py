@@ -37,14 +37,14 @@ class Job:
     folder: Path
     store: TCPStore
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
-        """Exit codes; as a launcher does, the others are ended when one has failed (after 8 s, to hear them out)."""
+    def wait(self, seconds: float = 120, hear: float = 8) -> list[int | None]:
+        """Exit codes; as a launcher does, the others are ended when one has failed, after `hear` seconds."""
         deadline, failed = time.monotonic() + seconds, None
         while any(rank.is_alive() for rank in self.ranks) and time.monotonic() < deadline:
             time.sleep(0.02)
             if failed is None and any(rank.exitcode for rank in self.ranks):
                 failed = time.monotonic()
-            if failed is not None and time.monotonic() > failed + 8:
+            if failed is not None and time.monotonic() > failed + hear:
                 break
         codes = [rank.exitcode for rank in self.ranks]
         self.kill()

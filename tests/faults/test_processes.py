@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_a_process_that_hangs_ends_the_job_after_the_timeout_and_is_named(place:
     under_way(place, job)
     job.send(signal.SIGSTOP, rank)
     stopped = time.monotonic()
-    codes = job.wait()
+    codes = job.wait(hear=0)
     assert time.monotonic() - stopped < 60
     assert codes[1 - rank] == 4, job.log(1 - rank)
     assert f"process {rank} of the run's 2 is gone or does not answer" in job.log(1 - rank)
@@ -167,7 +168,7 @@ def test_a_cache_may_take_longer_than_the_timeout_to_fill(place: Path) -> None:
 def test_a_process_that_stops_while_it_fills_a_cache_is_named(place: Path) -> None:
     words = [*TRAIN, *settings("devices.distributed.start_timeout=4", "train.max_steps=2")]
     job = start(place, 2, *words, prepare=partial(slow_cache, seconds=-1))
-    assert job.wait(60)[1] == 4, job.log(1)
+    assert job.wait(60, hear=0)[1] == 4, job.log(1)
     assert "process 0 of the run's 2 is gone or does not answer" in job.log(1)
     assert not (place / "runs/small/status.json").exists(), "the run had not begun"
 
@@ -185,7 +186,7 @@ def stops_in_its_last_save(rank: int) -> None:
 def test_a_process_that_stops_in_the_last_save_is_named(place: Path) -> None:
     """Where no step is waited for, it is known by its silence."""
     job = start(place, 2, *TRAIN, *SHORT, *settings("train.max_steps=2"), prepare=stops_in_its_last_save)
-    codes = job.wait(60)
+    codes = job.wait(60, hear=0)
     assert codes[0] == 4, job.log()
     assert "process 1 of the run's 2 is gone or does not answer" in job.log()
     assert status(place)["state"] == "failed"
@@ -247,7 +248,7 @@ def slow_loader(rank: int) -> None:
 
 
 def test_a_slow_process_is_named(place: Path) -> None:
-    job = start(place, 2, *TRAIN, prepare=slow_loader)
+    job = start(place, 2, *TRAIN, "--set", "train.max_steps=12", prepare=slow_loader)
     assert job.wait() == [0, 0], job.log()
     assert "all wait for process 1" in job.log()
 
@@ -349,3 +350,16 @@ def test_a_run_that_was_moved_to_a_place_with_spaces_goes_on(place: Path) -> Non
     moved = place.with_name(f"{place.name} ü é")
     place.rename(moved)
     goes_on(moved)
+
+
+def test_of_two_jobs_on_one_run_the_second_ends_at_once(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    job = start(place, 2, *TRAIN, *LONG)
+    under_way(place, job)
+    elsewhere = tmp_path_factory.mktemp("second") / "place"
+    shutil.copytree(place, elsewhere, symlinks=True, ignore=shutil.ignore_patterns("runs"))
+    second = start(elsewhere, 2, *TRAIN, *LONG, "--set", f"paths.output={place / 'runs'}", "--resume", "auto")
+    assert second.wait() == [2, 4], "the other one is not waited for"
+    assert "another process is at work on this run" in second.log()
+    assert "Traceback" not in second.log() + second.log(1)
+    assert all(rank.is_alive() for rank in job.ranks)
+    assert status(place)["state"] == "running"

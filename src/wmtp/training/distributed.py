@@ -129,6 +129,7 @@ class World:
         """
         if self.size == 1:
             return self
+        self.wait()  # by which one that has left is noticed; making a group, it would be waited for all that time
         group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         assert isinstance(group, dist.ProcessGroup), "this process is a member"
         return World(self.rank, self.size, self.local_rank, self.local_size, group)
