@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from wmtp.data import Loader, TokenStore, load_tokenizer
 from wmtp.data.tokenize import Tokenizer
@@ -248,12 +249,6 @@ def _main_stage(
     model.drops_targets = (
         recipe.train.algo == "rho1-wmtp" and recipe.rho1 is not None and recipe.rho1.selection_mode == "token_skip"
     )
-    own_rates: dict[nn.Module, float] = {} if optim.heads_lr is None else {model.heads: optim.heads_lr}
-    if model.value_head is not None and recipe.critic is not None:
-        own_rates[model.value_head] = recipe.critic.value_lr
-    optimizer = make_optimizer(
-        model, optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, own_rates=own_rates
-    )
     by_epochs = train.total_batches(limits.num_epochs)
     total = by_epochs if limits.max_steps is None else min(by_epochs, limits.max_steps)
     warmup = recipe.model.head_warmup_steps if limits.full_finetune else 0
@@ -266,7 +261,7 @@ def _main_stage(
         name="train",
         model=model,
         objective=objective,
-        optimizer=optimizer,
+        optimizer=_optimizer(settings, model),
         lr_factor=partial(
             lr_factor, total_steps=total, warmup_steps=math.ceil(optim.warmup_ratio * total), kind=optim.scheduler
         ),
@@ -281,4 +276,15 @@ def _main_stage(
         grad_clip=optim.grad_clip,
         before_step=before_step,
         restore_best=limits.early_stopping.restore_best,
+    )
+
+
+def _optimizer(settings: Settings, model: MTPModel) -> Optimizer:
+    """Over the weights that learn; the extra heads and the value head may have rates of their own."""
+    recipe, optim = settings.recipe, settings.recipe.optim
+    own_rates: dict[nn.Module, float] = {} if optim.heads_lr is None else {model.heads: optim.heads_lr}
+    if model.value_head is not None and recipe.critic is not None:
+        own_rates[model.value_head] = recipe.critic.value_lr
+    return make_optimizer(
+        model, optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, own_rates=own_rates
     )

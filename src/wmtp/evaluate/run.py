@@ -121,18 +121,10 @@ def evaluate(
     Raises:
         DataError: no problem's tests can be believed.
     """
-    began = monotonic()
-    workers = os.cpu_count() or 1
+    began, workers = monotonic(), os.cpu_count() or 1
     name = task.source
-    total = programs(task.problems)
-
-    def check_tests() -> SelfCheck:
-        told = partial(watch, f"checking {name}")
-        return self_check(task.problems, sandbox, workers=workers, watch=lambda done: told(done, total, ""))
-
-    if peers is None or peers.rank == 0:
-        _collect(samples)
-    check = check_tests() if peers is None else peers.share(check_tests() if peers.rank == 0 else None)
+    check = _checked(task, sandbox, samples, watch, workers) if peers is None or peers.rank == 0 else None
+    check = check if peers is None else peers.share(check)
     assert check is not None, "process 0 has checked"
     problems = [problem for problem in task.problems if problem.id not in check.bad]
     if not problems:
@@ -151,7 +143,24 @@ def evaluate(
     for w in wanted:
         by_problem[w.temperature].setdefault(w.problem.id, []).append(rows[w.key])
     return {
-        "source": name,
+        **_asked(task, problems, check),
+        **summary_of(name, task.metrics, by_problem),
+        "samples": {"file": samples.name, "rows": len(rows), "reused": reused},
+        "seconds": round(monotonic() - began, 1),
+    }
+
+
+def _checked(task: Task, sandbox: Sandbox, samples: Path, watch: Watch, workers: int) -> SelfCheck:
+    """What one process does for all: put together the rows of a run that was killed, and check the problems' tests."""
+    _collect(samples)
+    told, total = partial(watch, f"checking {task.source}"), programs(task.problems)
+    return self_check(task.problems, sandbox, workers=workers, watch=lambda done: told(done, total, ""))
+
+
+def _asked(task: Task, problems: Sequence[Problem], check: SelfCheck) -> dict[str, JSON]:
+    """What was asked and how, for `eval.json`."""
+    return {
+        "source": task.source,
         "protocol": {
             "name": task.protocol.name,
             "version": task.protocol.version,
@@ -168,9 +177,6 @@ def evaluate(
             "seed": task.seed,
             "speculative": task.speculative,
         },
-        **summary_of(name, task.metrics, by_problem),
-        "samples": {"file": samples.name, "rows": len(rows), "reused": reused},
-        "seconds": round(monotonic() - began, 1),
     }
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from torch._C._distributed_c10d import Store
 
@@ -84,12 +84,19 @@ class Watchdog:
         self._ended.set()
 
     def _live(self) -> None:
-        # If the store is gone with its process, the library says so to whoever waits, or the clock does.
-        with suppress(RuntimeError):
-            while not self._ended.is_set():
-                self._store.set(self._key(self._rank), f"{self._pieces} {time.time()}")
-                self._ended.wait(PULSE)
-            self._store.set(self._key(self._rank), f"{self._pieces} {LEFT}")
+        while not self._ended.is_set():
+            self._write(str(time.time()))
+            self._ended.wait(PULSE)
+        self._write(LEFT)
+
+    def _write(self, sign: str) -> None:
+        try:
+            self._store.set(self._key(self._rank), f"{self._pieces} {sign}")
+        except RuntimeError:
+            # The line is broken, which a store does not mend; or the store is gone with its process, of which the
+            # library tells whoever waits, or the clock does.
+            with suppress(RuntimeError):
+                self._store = cast(Any, self._store).clone()
 
     def _watch(self) -> None:
         awake, looked = 0.0, time.monotonic()
