@@ -24,6 +24,7 @@ from wmtp.errors import DataError
 from wmtp.evaluate.generate import Completion, Request, Sampling, generate
 from wmtp.evaluate.problems import Problem, content_hash
 from wmtp.evaluate.prompts import Protocol
+from wmtp.evaluate.sample_files import collect, file_of, read_rows
 from wmtp.evaluate.sandbox import Sandbox
 from wmtp.evaluate.scores import exact_match
 from wmtp.evaluate.self_check import SelfCheck, judge_one, programs, self_check
@@ -130,9 +131,9 @@ def evaluate(
     if not problems:
         raise DataError(f"{name}: the tests of none of the problems can be believed:\n" + "\n".join(check.lines(name)))
     wanted = list(_wanted(task, problems, writer, sandbox))
-    rows = _read(samples, {w.key for w in wanted})
+    rows = read_rows(samples, {w.key for w in wanted})
     reused = len(rows)
-    own = samples if peers is None or peers.rank == 0 else _file_of(samples, peers.rank)
+    own = samples if peers is None else file_of(samples, peers.rank)
     mine = wanted if peers is None else wanted[peers.rank :: peers.size]
     for row in _sample(task, writer, sandbox, [w for w in mine if w.key not in rows], own, workers):
         rows[row["key"]] = row
@@ -152,7 +153,7 @@ def evaluate(
 
 def _checked(task: Task, sandbox: Sandbox, samples: Path, watch: Watch, workers: int) -> SelfCheck:
     """What one process does for all: put together the rows of a run that was killed, and check the problems' tests."""
-    _collect(samples)
+    collect(samples)
     told, total = partial(watch, f"checking {task.source}"), programs(task.problems)
     return self_check(task.problems, sandbox, workers=workers, watch=lambda done: told(done, total, ""))
 
@@ -180,33 +181,13 @@ def _asked(task: Task, problems: Sequence[Problem], check: SelfCheck) -> dict[st
     }
 
 
-def _file_of(samples: Path, rank: int | str) -> Path:
-    """Where a process other than the first keeps its rows until all are put together."""
-    return samples.with_name(f"{samples.stem}.process-{rank}{samples.suffix}")
-
-
-def _collect(samples: Path) -> None:
-    """Rows that processes other than the first had when they were killed go into the one file."""
-    for file in sorted(samples.parent.glob(_file_of(samples, "*").name)):
-        rows = _read(file)
-        known = _read(samples)
-        with samples.open("a", encoding="utf-8") as whole:
-            whole.writelines(json.dumps(row) + "\n" for key, row in rows.items() if key not in known)
-        file.unlink()
-
-
 def _merged(rows: dict[str, Row], samples: Path, peers: Peers) -> dict[str, Row]:
-    """Together: everybody's rows; those of other processes go into the one file."""
+    """Together: everybody's rows; all of them are in the one file then."""
     everybody = peers.gather(rows)
-    merged = {key: row for some in everybody for key, row in some.items()}
     if peers.rank == 0:
-        with samples.open("a", encoding="utf-8") as file:
-            for key in merged.keys() - rows.keys():
-                if merged[key]["outcome"] != "box_error":
-                    file.write(json.dumps(merged[key]) + "\n")
-    peers.gather(None)  # until they are there, each process's own file holds them
-    _file_of(samples, peers.rank).unlink(missing_ok=True)
-    return merged
+        collect(samples)
+    peers.gather(None)  # before that nobody begins a new file
+    return {key: row for some in everybody for key, row in some.items()}
 
 
 def _wanted(task: Task, problems: Sequence[Problem], writer: Writer, sandbox: Sandbox) -> Iterator[_Wanted]:
@@ -221,21 +202,6 @@ def _wanted(task: Task, problems: Sequence[Problem], writer: Writer, sandbox: Sa
             for sample in range(task.n):
                 key = sha256(json.dumps([*of_problem, temperature, sample]).encode()).hexdigest()[:32]
                 yield _Wanted(problem, temperature, sample, prompt, key)
-
-
-def _read(samples: Path, keys: set[str] | None = None) -> dict[str, Row]:
-    """The rows that are wanted (None: all) and there. A last line that a kill cut off is passed over."""
-    rows: dict[str, Row] = {}
-    if samples.exists():
-        text = samples.read_text(encoding="utf-8")
-        for line in text.splitlines():
-            row: Row | None = json.loads(line) if line.endswith("}") else None
-            if row is not None and (keys is None or row["key"] in keys):
-                rows[row["key"]] = row
-        if text and not text.endswith("\n"):
-            with samples.open("a", encoding="utf-8") as file:
-                file.write("\n")
-    return rows
 
 
 def _sample(
