@@ -288,3 +288,6 @@ def main() -> None:
             label = f"process {RANK}: {label}"
         typer.echo(f"{label}{error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk, a file, a connection: nothing that a traceback would tell more of
+        typer.echo(f"{f'process {RANK}: ' if RANK else ''}error: {error}", err=True)
+        sys.exit(UserError.exit_code)

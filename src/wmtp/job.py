@@ -81,9 +81,10 @@ def train_in_processes(settings: Settings, words: Sequence[str]) -> int:
     Raises:
         LostProcessError: one of them was killed; says which.
     """
-    code = launch(words, settings.config.devices.num_proc)
     status = Path(settings.config.paths.output) / settings.recipe.run.name / "status.json"
-    if code > 128 and status.is_file():
+    before = status.stat().st_mtime_ns if status.is_file() else 0
+    code = launch(words, settings.config.devices.num_proc)
+    if code > 128 and status.is_file() and status.stat().st_mtime_ns != before:  # an earlier run's says nothing
         code = {"preempted": PreemptedError.exit_code, "finished": 0}.get(json.loads(status.read_text())["state"], code)
     return code
 
@@ -123,8 +124,9 @@ def _train(settings: Settings, hardware: Hardware, how: How) -> dict[str, JSON]:
             _tell(folder, summary, screen)
         except BaseException as error:
             lost = world.lost(error) if isinstance(error, RuntimeError) else None
-            if isinstance(error, PreemptedError) or (lost and preempted()):  # others may leave before this one
-                folder.write_status("preempted", reason=preempted.name)
+            if isinstance(error, PreemptedError) or (lost and world.left(lost.missing)):
+                world.leave()
+                folder.write_status("preempted", reason=preempted.name or "another process was asked to leave")
                 tracker.finish("preempted")
                 raise PreemptedError(f"{lost or error}; go on with: --resume auto") from None
             told = lost or error

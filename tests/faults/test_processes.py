@@ -83,6 +83,8 @@ def test_a_killed_process_ends_the_job_and_is_named(place: Path, rank: int) -> N
     under_way(place, job)
     job.send(signal.SIGKILL, rank)
     killed = time.monotonic()
+    time.sleep(0.1)
+    job.send(signal.SIGTERM, 1 - rank)  # so does a launcher; that is not why the run ends
     codes = job.wait()
     assert time.monotonic() - killed < 60
     assert codes[rank] == -signal.SIGKILL
@@ -293,6 +295,42 @@ def test_what_the_disk_says_on_another_process_is_told(place: Path) -> None:
     assert "process 1: [Errno 27] File too large" in job.log()
     assert "Traceback" not in job.log()
     assert not list((place / "runs/small/checkpoints/train").glob("*"))
+
+
+def no_room(rank: int) -> None:
+    """Process 0 can't write a file of more than 4 kB."""
+    full_disk(1 - rank)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_disk_full_for_everything_ends_the_run_with_a_line(place: Path, ranks: int) -> None:
+    job = start(place, ranks, *TRAIN, *settings("train.save_interval=1000"), prepare=no_room)
+    assert job.wait()[0] == 2, job.log()
+    assert "metrics.jsonl can't be written, its rows wait in memory: [Errno 27] File too large" in job.log()
+    assert "train 30/30" in job.log(), "training went on"
+    assert "the checkpoint can't be written" in job.log()
+    assert "Traceback" not in job.log() + job.log(ranks - 1)
+    assert status(place)["state"] == "failed"
+
+
+def test_the_end_of_an_earlier_run_is_not_taken_for_this_ones(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmtp import job
+    from wmtp.settings import load_settings
+
+    monkeypatch.chdir(place)
+    found = load_settings(Path("recipe.yaml"), Path("config.yaml"), ["devices.num_proc=2"])
+    run = place / "runs/small"
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"state": "finished"}')
+    monkeypatch.setattr(job, "launch", lambda words, processes: 143)  # SIGTERM came before it had begun
+    assert job.train_in_processes(found, ["train"]) == 143
+
+    def preempted(words: object, processes: int) -> int:
+        (run / "status.json").write_text('{"state": "preempted"}')
+        return 143
+
+    monkeypatch.setattr(job, "launch", preempted)
+    assert job.train_in_processes(found, ["train"]) == 75
 
 
 def test_the_third_failed_save_in_a_row_ends_the_run(place: Path) -> None:

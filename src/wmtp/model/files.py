@@ -110,11 +110,13 @@ def whole_folder(folder: Path) -> Generator[Path]:
     """A new folder to write files into, which becomes `folder` at the end of the block; an older one is replaced.
 
     If the block fails, nothing has changed.
+
+    Raises:
+        ModelError: the disk does not take it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        new.mkdir()
+        new.mkdir(parents=True)
         yield new
         for file in new.iterdir():
             with file.open("rb") as stream:
@@ -124,6 +126,8 @@ def whole_folder(folder: Path) -> Generator[Path]:
             folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder} can't be written: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

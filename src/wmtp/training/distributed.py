@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -212,6 +212,16 @@ class World:
         who = f"process {', '.join(map(str, missing))}" if missing else "a process"
         reason = re.sub(r"^\[\S+\] | This is typically.*", "", str(error), flags=re.DOTALL)  # gloo's advice
         return LostProcessError(f"{who} of the run's {self.size} is gone or does not answer: {reason}", tuple(missing))
+
+    def leave(self) -> None:
+        """Tell the others that this process was asked to leave: it is not lost."""
+        if self.size > 1:
+            within(NOTICE, lambda: self._stores[0].set(f"wmtp/left/{self.rank}", ""), None)
+
+    def left(self, ranks: Sequence[int]) -> bool:
+        """Whether all of `ranks`, some at least, have said that they were asked to leave."""
+        keys = [f"wmtp/left/{rank}" for rank in ranks]
+        return bool(keys) and within(NOTICE, lambda: self._stores[0].check(keys), False)
 
 
 ALONE = World()

@@ -65,7 +65,7 @@ class Run:
         self.start_from = start_from
         self.allow_change = self.continue_stopped = False
         """Whether to go on with other data; although the saved stage had been stopped early."""
-        self.metrics = MetricsFile(folder.metrics) if world.main else None
+        self.metrics = MetricsFile(folder.metrics, screen.say) if world.main else None
         self._last_log = (0, 0.0)
         self._paces, self._next_warning = [0.0] * world.size, 10
         self._saver = Saver(world, save_wait, screen.say, background=background)

@@ -13,6 +13,7 @@ import math
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -84,14 +85,21 @@ class RunFolder:
         if self.main:
             with self._writing:  # a checkpoint that is saved in the background says so from there
                 self._status |= {"state": state, **changes}
-                write_json_atomic(self.path / "status.json", self._status)
+                self._tell(self._status)
 
     def write_last_words(self, reason: str) -> None:
         """Write that the run has failed, for the main process if it is gone without a word."""
         path = self.path / "status.json"
         status = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if status is not None and status["state"] == "running":
-            write_json_atomic(path, status | {"state": "failed", "reason": reason})
+            self._tell(status | {"state": "failed", "reason": reason})
+
+    def _tell(self, status: dict[str, JSON]) -> None:
+        path = self.path / "status.json"
+        try:
+            write_json_atomic(path, status)
+        except OSError as error:  # no reason to end a run, nor to hide why one ends
+            warnings.warn(f"{path} can't be written: {error}", stacklevel=2)
 
     def write_summary(self, summary: Mapping[str, JSON]) -> None:
         """Writes `summary.json`: per stage how it ended."""

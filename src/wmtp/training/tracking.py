@@ -71,17 +71,27 @@ class NoTracker:
 
 
 class MetricsFile:
-    """A log of JSON objects, one a line, each handed to the system before `append` returns."""
+    """A log of JSON objects, one a line, each handed to the system before `append` returns.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("a", encoding="utf-8")
+    What a full or failing disk does not take is kept, and written before the next row.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        """`say` is told when the disk begins to refuse rows."""
+        self._path, self._say = path, say
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def append(self, row: Mapping[str, JSON]) -> None:
         """Add {**row, "time" (Unix seconds)}. Non-finite numbers become strings, see `json_safe`."""
         line = json.dumps(json_safe({**row, "time": round(time.time(), 3)}), allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        refused, self._waiting = bool(self._waiting), self._waiting + line.encode() + b"\n"
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not refused:
+                self._say(f"warning: {self._path} can't be written, its rows wait in memory: {error}")
 
     def truncate(self, stage: str, step: int) -> None:
         """Drop what a stage logged from `step` on, everything after that, and a line that a crash left unfinished.
@@ -97,7 +107,7 @@ class MetricsFile:
                 break
             kept.append(line)
         write_text_atomic(self._path, "".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         """No more rows."""

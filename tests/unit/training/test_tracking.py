@@ -26,8 +26,12 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
 
 
+def never(text: str) -> None:
+    raise AssertionError(text)
+
+
 def test_a_row_is_in_the_file_at_once_and_reads_back_exactly(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl", never)
     before = time.time()
     file.append({"step": 3, "loss": 0.1 + 0.2, "name": "ü [x]", "nested": {"a": [1, None, True]}})
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -39,7 +43,7 @@ def test_a_row_is_in_the_file_at_once_and_reads_back_exactly(tmp_path: Path) -> 
 
 
 def test_non_finite_numbers_are_strict_json_that_float_reads(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl", never)
     file.append({"step": 1, "a": math.nan, "b": math.inf, "c": {"d": [-math.inf]}})
     file.close()
 
@@ -54,19 +58,19 @@ def test_non_finite_numbers_are_strict_json_that_float_reads(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 8, "lo', '{"step": 4, "loss": 1}', "\0\0\0\n"])
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, torn: str) -> None:
-    whole = MetricsFile(tmp_path / "whole.jsonl")
+    whole = MetricsFile(tmp_path / "whole.jsonl", never)
     for step in range(1, 11):
         whole.append({"stage": "train", "step": step, "loss": 1 / step})
     whole.close()
 
     path = tmp_path / "metrics.jsonl"
-    killed = MetricsFile(path)
+    killed = MetricsFile(path, never)
     for step in range(1, 8):
         killed.append({"stage": "train", "step": step, "loss": 1 / step})
     killed.close()
     with path.open("a") as file:
         file.write(torn)
-    resumed = MetricsFile(path)
+    resumed = MetricsFile(path, never)
     resumed.truncate("train", 5)
     for step in range(5, 11):
         resumed.append({"stage": "train", "step": step, "loss": 1 / step})
@@ -86,7 +90,7 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path: Path, torn: str) -
     ],
 )
 def test_truncation_knows_stages(tmp_path: Path, stage: str, step: int, left: list[tuple[str, int]]) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl", never)
     for row_stage, row_step in [("pretrain", 1), ("pretrain", 2), ("pretrain", 9), ("train", 1), ("train", 2)]:
         file.append({"stage": row_stage, "step": row_step})
     file.truncate(stage, step)
@@ -287,3 +291,37 @@ def test_a_full_queue_drops_the_oldest_and_counts_them(tmp_path: Path, silent_se
         log.log(step, {"loss": 1.0})
     log.finish("failed")
     assert "lacks 10250 rows" in said[-1]
+
+
+class FullDisk:
+    """Takes some bytes, then none, until there is room again."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.path, self.room = path, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = data[: self.room]
+        self.room -= len(taken)
+        with self.path.open("ab") as file:
+            return file.write(taken)
+
+    def close(self) -> None: ...
+
+
+def test_rows_that_a_full_disk_does_not_take_are_kept_and_come_later(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    disk = FullDisk(tmp_path / "metrics.jsonl", room=130)
+    file._file.close()
+    file._file = disk  # type: ignore[assignment]
+    for step in range(1, 6):
+        file.append({"stage": "train", "step": step})
+    assert len(told) == 1
+    assert "metrics.jsonl can't be written, its rows wait in memory" in told[0]
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 130
+    disk.room = 10_000
+    file.append({"stage": "train", "step": 6})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
