@@ -19,7 +19,7 @@ from wmtp.cli_stop import AsJson, stop
 from wmtp.errors import LostProcessError, UserError, WmtpError
 from wmtp.version import __version__
 
-RANK = int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+RANK = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 """Which of several processes a launcher has started this as; None if there is one."""
 ECHO = 5.0
 """Seconds that a process other than 0 waits before it tells what is wrong."""

@@ -401,3 +401,11 @@ def test_of_two_jobs_on_one_run_the_second_ends_at_once(place: Path, tmp_path_fa
     assert "Traceback" not in second.log() + second.log(1)
     assert all(rank.is_alive() for rank in job.ranks)
     assert status(place)["state"] == "running"
+
+
+def test_a_launcher_that_says_half_of_it_is_a_mistake(place: Path) -> None:
+    env = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "WMTP_CACHE": str(place / "cache")}
+    done = subprocess.run([sys.executable, "-m", "wmtp", *TRAIN], cwd=place, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: WORLD_SIZE is set, but not LOCAL_RANK, LOCAL_WORLD_SIZE: use torchrun")
+    assert "Traceback" not in done.stderr

@@ -249,9 +249,10 @@ def join_world(device: torch.device, backend: str, timeout: float) -> Generator[
     if not launched():
         yield ALONE
         return
-    rank, size, local_rank, local_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if absent := [name for name in names if name not in os.environ]:
+        raise UserError(f"WORLD_SIZE is set, but not {', '.join(absent)}: use torchrun or --nproc, or set what they do")
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
     world = World(rank, size, local_rank, local_size)
     if device.type == "cuda":
         torch.cuda.set_device(world.local_rank)
