@@ -125,7 +125,7 @@ def test_a_failed_save_leaves_the_old_head(saved: Path, monkeypatch: pytest.Monk
 
     before = load_value_head(saved, trunk=TRUNK).state_dict()
     monkeypatch.setattr(value_head, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ModelError, match="head can't be written: no space"):
         save_value_head(learnt(), saved, trunk=TRUNK)
     after = load_value_head(saved, trunk=TRUNK).state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
