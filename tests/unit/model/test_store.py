@@ -100,11 +100,11 @@ def test_a_save_that_fails_leaves_the_old_model(saved: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store, "save_file", full)
-    with pytest.raises(ModelError, match="can't be written: .*No space left"):
+    with pytest.raises(ModelError, match=r"can't be written: .*No space left"):
         save_model(model, Tokenizer(), saved)
     assert {f.name: f.read_bytes() for f in saved.iterdir()} == before
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
-    with pytest.raises(ModelError, match="can't be written: .*No space left"):
+    with pytest.raises(ModelError, match=r"can't be written: .*No space left"):
         save_model(model, Tokenizer(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
