@@ -409,3 +409,11 @@ def test_a_launcher_that_says_half_of_it_is_a_mistake(place: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: WORLD_SIZE is set, but not LOCAL_RANK, LOCAL_WORLD_SIZE: use torchrun")
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_that_one_process_finds_is_told_before_its_launcher_ends_it() -> None:
+    """A launcher ends all as soon as one has: a neighbour, after `NOTICE`."""
+    from wmtp import cli
+    from wmtp.training import distributed
+
+    assert cli.ECHO < distributed.NOTICE
