@@ -22,7 +22,7 @@ from wmtp.version import __version__
 RANK = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 """Which of several processes a launcher has started this as; None if there is one."""
 ECHO = 2.0
-"""Seconds that a process other than 0 waits before it tells what is wrong: fewer than its neighbours take to notice that
+"""Seconds that a process other than 0 waits before it tells what is wrong: fewer than its neighbours take to see that
 it is gone (`wmtp.training.distributed.NOTICE`), for then the launcher ends it."""
 
 app = typer.Typer(
