@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from wmtp.data import Example, TokenStore, load_tokenizer, pad_id, tokenise
 from wmtp.data.state_loader import open_or_build_rewards
 from wmtp.data.states import StateStore, content_key, open_or_build_states
 from wmtp.data.tokenize import Tokenizer
+from wmtp.inputs import Say
 from wmtp.model import MTPModel, fetch_model, load_model, tokenizer_location
 from wmtp.model.files import weights_hash
 from wmtp.model.reward import is_classifier, load_reward_model
@@ -24,7 +24,6 @@ from wmtp.training.step import Hardware
 from wmtp.types import Batch
 
 BATCH_TOKENS = 4096
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
