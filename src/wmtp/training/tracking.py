@@ -86,12 +86,17 @@ class MetricsFile:
         """Add {**row, "time" (Unix seconds)}. Non-finite numbers become strings, see `json_safe`."""
         line = json.dumps(json_safe({**row, "time": round(time.time(), 3)}), allow_nan=False)
         refused, self._waiting = bool(self._waiting), self._waiting + line.encode() + b"\n"
+        if (error := self._write()) and not refused:
+            self._say(f"warning: {self._path} can't be written, its rows wait in memory: {error}")
+
+    def _write(self) -> OSError | None:
+        """Hand over what waits; why the disk does not take all of it."""
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            if not refused:
-                self._say(f"warning: {self._path} can't be written, its rows wait in memory: {error}")
+            return error
+        return None
 
     def truncate(self, stage: str, step: int) -> None:
         """Drop what a stage logged from `step` on, everything after that, and a line that a crash left unfinished.
@@ -110,7 +115,9 @@ class MetricsFile:
         self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
-        """No more rows."""
+        """No more rows; those that wait are tried once more."""
+        if error := self._write():
+            self._say(f"warning: {self._path} lacks its last rows, which the disk did not take: {error}")
         self._file.close()
 
 

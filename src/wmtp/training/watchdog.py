@@ -135,7 +135,7 @@ class Watchdog:
         who = f"process {', '.join(map(str, lost))}" if lost else "a process"
         error = LostProcessError(
             f"{who} of the run's {self._size} is gone or does not answer: waited for more than {self._seconds:g} s "
-            "(devices.distributed.timeout)",
+            "(devices.distributed.timeout; before training start_timeout)",
             tuple(lost),
         )
         self._last_words(error)

@@ -325,3 +325,19 @@ def test_rows_that_a_full_disk_does_not_take_are_kept_and_come_later(tmp_path: P
     file.append({"stage": "train", "step": 6})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("room", [10_000, 0])
+def test_rows_that_wait_are_tried_again_at_the_end_and_missed_aloud(tmp_path: Path, room: int) -> None:
+    told: list[str] = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    file._file.close()
+    disk = FullDisk(tmp_path / "metrics.jsonl", room=0)
+    file._file = disk  # type: ignore[assignment]
+    file.append({"stage": "train", "step": 1})
+    disk.room = room
+    file.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == (1 if room else 0)
+    assert [("wait in memory" in text, "lacks its last rows" in text) for text in told] == (
+        [(True, False)] if room else [(True, False), (False, True)]
+    )
